@@ -1,0 +1,31 @@
+# Two commands from a fresh machine with Python and git:
+#   make train   environment, embedded data, a real pre-training run with probes and its report
+#   make test    the whole test suite
+# PYTHON chooses the interpreter, VENV where the environment goes.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+BIN = $(VENV)/bin
+
+.PHONY: train test lint clean
+
+train: $(VENV)/.installed
+	$(BIN)/vjepa data world --preset demo --out $(RUN)/world --num pretrain=4000 train=2000 test=1000
+	$(BIN)/vjepa train --config experiments/demo.py --config.data.path=$(RUN)/world/manifest.csv \
+	  --config.eval.path=$(RUN)/world/manifest.csv --workdir $(RUN)
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache
