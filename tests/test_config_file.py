@@ -1,0 +1,68 @@
+"""Config files with command-line overrides."""
+
+import pytest
+
+from vjepa_jax import config_file
+from vjepa_jax.config import ConfigError
+
+FILE = """
+from ml_collections import ConfigDict
+
+def get_config(arg="5"):
+    return ConfigDict({"steps": int(arg), "batch_size": 4, "data": {"path": "here"}, "optim": {"lr": 1e-3}})
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+def test_file_argument_and_overrides(file):
+    assert config_file.load(file).steps == 5
+    assert config_file.load(file + ":7").steps == 7
+    run = config_file.load(
+        file,
+        [
+            "--config.data.path=a,b",
+            "--config.data.weights=(0.3,0.7)",
+            "--config.optim.clip_norm=2",
+            "--config.optim.lr=1",
+            "--config.mesh.fsdp=4",
+            "--config.data.frame_step=2",
+            "--config.model.variant=vit_base",
+        ],
+    )
+    assert run.data.paths == ("a", "b") and run.data.weights == (0.3, 0.7) and run.data.frame_step == 2
+    assert run.optim.clip_norm == 2.0 and run.optim.lr == 1.0
+    assert run.mesh.fsdp == 4 and run.model.variant == "vit_base"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.optm.lr=1", "unknown config key optm.lr; did you mean 'optim.lr'?"),
+        ("--config.optim.rl=1", "did you mean 'optim.lr'?"),
+        ("--config.steps=1.5", "--config.steps=1.5"),
+        ("--config.steps=many", "many"),
+    ],
+)
+def test_a_wrong_override_is_one_line(file, override, message):
+    with pytest.raises(ConfigError) as caught:
+        config_file.load(file, [override])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_wrong_files_are_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist: the ready ones are in experiments/"):
+        config_file.load(str(tmp_path / "none.py"))
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    with pytest.raises(ConfigError, match=r"does not define get_config\(\)"):
+        config_file.load(str(empty))
+    typo = tmp_path / "typo.py"
+    typo.write_text(FILE.replace('"steps"', '"stpes"'))
+    with pytest.raises(ConfigError, match="steps"):
+        config_file.load(str(typo))

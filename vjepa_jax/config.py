@@ -1,0 +1,356 @@
+"""Run configuration: frozen dataclasses, built once and strictly from a config file.
+
+Configs are written as flat `ml_collections` files under experiments/. `from_config_dict` turns one into a `RunConfig`;
+from there on nothing in the library sees a ConfigDict. An unknown key, a missing key, a wrong type or a size that does
+not divide raises `ConfigError` with one line that names the key and says what to do.
+
+This module imports nothing heavy, so that data workers may import it without jax.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from vjepa_jax.config_build import ConfigError, build, hint
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """The predictor: a narrow ViT over context tokens and mask tokens (arXiv 2506.09985, section 2)."""
+
+    embed_dim: int = 384
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    num_mask_tokens: int = 2  # released V-JEPA 2 weights hold 10
+    mask_token_per_group: bool = True  # False: every mask group shares token 0, as the released code does
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder by name (models/variants.py), with optional overrides of its size."""
+
+    variant: str = "vit_small"
+    patch_size: int = 16
+    tubelet_size: int = 2
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    mlp_ratio: float | None = None
+    position: str = "rope_tiled"  # rope_tiled (V-JEPA 2), rope_interleaved (V-JEPA 2.1), sincos (V-JEPA 1)
+    gelu: str = "erf"  # erf (published) or tanh (faster)
+    dtype: str = "bfloat16"  # of matrix products; parameters, LayerNorm, softmax and loss stay float32
+    attention: str = "auto"  # auto, xla, cudnn
+    unroll: int = 1  # blocks per iteration of the layer scan; 0 unrolls all. The parameter tree is the same
+    remat: str = "none"  # none, dots (keep matrix products), full (keep block inputs only)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+
+
+@dataclass(frozen=True)
+class MaskGroupConfig:
+    """One mask group: every clip is predicted once per group.
+
+    kind:
+      multiblock  union of `num_blocks` boxes is the target, the rest is context (V-JEPA 1 and 2)
+      cuboid      contiguous boxes of size `block` = (frames, height, width) in `unit`s, added until `ratio` is masked
+      tube        a random spatial mask of `ratio`, the same at all times (VideoMAE)
+      frame       whole time steps, `ratio` of them, are the target
+      random      `ratio` of the tokens, independent (MAE-ST)
+      causal      the first (1 - ratio) of the time steps are context, all later ones are target
+    """
+
+    kind: str = "multiblock"
+    num_blocks: int = 8
+    spatial_scale: tuple[float, float] = (0.15, 0.15)
+    temporal_scale: tuple[float, float] = (1.0, 1.0)
+    aspect_ratio: tuple[float, float] = (0.75, 1.5)
+    max_temporal_keep: float = 1.0  # context only from the first part of the clip, as a share of the time steps
+    block: tuple[int, int, int] = (4, 16, 16)
+    unit: str = "tokens"  # of `block`: tokens, or pixels (frames, pixels, pixels)
+    ratio: float = 0.75
+    context: int | None = None  # token budgets; None: chosen from 256 simulated draws (masking.budgets)
+    target: int | None = None
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Mask groups and what happens to the tokens beyond the static budgets.
+
+    policy:
+      uniform  surplus tokens dropped at random; a draw with too few is redrawn (no padding)
+      first_k  the released code's truncation: the first K ids, K the minimum over `truncation_group` samples. Shorter
+               rows are padded, and the batch carries `context_valid` and `target_valid`
+    """
+
+    groups: tuple[MaskGroupConfig, ...] = (
+        MaskGroupConfig(num_blocks=8, spatial_scale=(0.15, 0.15)),
+        MaskGroupConfig(num_blocks=2, spatial_scale=(0.7, 0.7)),
+    )
+    policy: str = "uniform"
+    truncation_group: int = 24
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Videos and how clips are cut from them.
+
+    path is a folder of videos, a CSV manifest or an ArrayRecord file; several are separated by commas and mixed by
+    `weights` (equal if empty). Frames are spaced by `fps`, or by `frame_step` of the video's own frames where given.
+    """
+
+    path: str
+    weights: tuple[float, ...] = ()
+    num_frames: int = 16
+    fps: float = 4.0
+    frame_step: int | None = None
+    clips_per_video: int = 1
+    resolution: int | tuple[int, int] = 256  # pixels, square or (height, width)
+    random_resize_scale: tuple[float, float] = (0.3, 1.0)  # area of the crop box
+    random_resize_aspect: tuple[float, float] = (0.75, 1.35)  # width / height of the crop box
+    hflip: bool = True
+    split: str = ""  # keep only manifest rows with this value in their `split` column
+    num_workers: int = 0  # worker processes; 0 decodes in threads of this process
+    num_threads: int = 2  # decoding threads of this process when num_workers is 0
+    buffer_size: int = 2  # batches prepared ahead (per worker)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a clip in pixels."""
+        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The sources named by `path`."""
+        return tuple(p.strip() for p in self.path.split(",") if p.strip())
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Latent regression: mean |prediction - target|^exponent / exponent, averaged over the mask groups."""
+
+    exponent: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedules. Steps count optimiser updates."""
+
+    lr: float = 5.25e-4
+    start_lr: float = 1e-4
+    final_lr: float = 1e-6
+    warmup_steps: int = 0
+    schedule: str = "constant"  # after warm-up: constant, cosine, linear, wsd (constant, then linear over decay_steps)
+    decay_steps: int = 0
+    weight_decay: float = 0.04
+    final_weight_decay: float | None = None  # None: constant; else a cosine from weight_decay
+    no_decay: tuple[str, ...] = (r"bias$", r"scale$")  # regexes over parameter names
+    decay: tuple[str, ...] = (r"kernel$", r"mask_tokens$")  # every parameter must match exactly one of the two lists
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = None  # of the global gradient
+    accumulate: int = 1  # micro-batches per update
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Momentum of the target encoder, ramped linearly from `start` to `end` over the run."""
+
+    start: float = 0.99925
+    end: float = 0.99925
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 (at most one axis) takes what is left."""
+
+    replica: int = 1
+    fsdp: int = -1
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep_last: int = 2
+    keep_every_steps: int | None = None  # these are never deleted
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every_steps: int = 10
+    health_every_steps: int = 100
+    images_every_steps: int = 1000
+    report: bool = True  # write report.html at the end
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Frozen probes on labelled videos. path: a manifest with `label` and `split` (train, test) columns; '': none."""
+
+    path: str = ""
+    every_steps: int = 0  # 0: at the end only
+    probes: tuple[str, ...] = ("linear", "knn", "attentive")
+    num_labels: tuple[int, ...] = ()  # sizes of the labelled training subset; empty: all
+    seeds: int = 3
+    batch_size: int = 64
+    baselines: bool = True  # also probe random-init encoders and raw pixels
+    segments: int = 1  # clips a video, their tokens joined in time
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything one training run needs."""
+
+    steps: int
+    batch_size: int  # clips a step, over all devices and hosts
+    data: DataConfig
+    seed: int = 0
+    objective: str = "vjepa2"
+    init_from: str = ""  # a run folder whose weights to start from
+    model: ModelConfig = field(default_factory=ModelConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width of a clip."""
+        height, width = self.data.size
+        p = self.model.patch_size
+        return self.data.num_frames // self.model.tubelet_size, height // p, width // p
+
+
+# Keys that may differ when a run is continued in its folder: they change neither the numbers nor the data order.
+RESUMABLE_KEYS = ("data.num_workers", "data.num_threads", "data.buffer_size", "mesh", "checkpoint", "log", "eval")
+
+_CHOICES = {
+    "model.position": ("rope_tiled", "rope_interleaved", "sincos"),
+    "model.gelu": ("erf", "tanh"),
+    "model.dtype": ("bfloat16", "float32"),
+    "model.attention": ("auto", "xla", "cudnn"),
+    "model.remat": ("none", "dots", "full"),
+    "masks.policy": ("uniform", "first_k"),
+    "optim.schedule": ("constant", "cosine", "linear", "wsd"),
+}
+MASK_KINDS = ("multiblock", "cuboid", "tube", "frame", "random", "causal")
+
+
+def from_config_dict(config: Any) -> RunConfig:
+    """Build and validate a RunConfig from an ml_collections.ConfigDict or a plain nested dict.
+
+    Raises:
+      ConfigError: an unknown, missing or ill-typed key, or sizes that do not fit together.
+    """
+    raw = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    run = build(RunConfig, raw)
+    validate(run)
+    return run
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON-able data; `from_config_dict` reads it back unchanged."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict to {"a.b": value}. Lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Lines 'key: saved -> current' for keys that may not change when a run is continued."""
+    a, b = flatten(saved), flatten(current)
+    missing = "(absent)"
+    return [
+        f"{key}: {a.get(key, missing)} -> {b.get(key, missing)}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, missing) != b.get(key, missing)
+        and not any(key == k or key.startswith(k + ".") for k in RESUMABLE_KEYS)
+    ]
+
+
+def validate(c: RunConfig) -> None:
+    """Check everything that can be known without a device or a file. Raises ConfigError."""
+    flat = flatten(dataclasses.asdict(c))
+    for key, allowed in _CHOICES.items():
+        if flat[key] not in allowed:
+            raise ConfigError(f"{key}={flat[key]!r} is not one of {', '.join(allowed)}{hint(flat[key], allowed)}")
+    for key in ("steps", "batch_size", "data.num_frames", "data.clips_per_video", "model.patch_size",
+                "model.tubelet_size", "optim.accumulate", "checkpoint.every_steps", "checkpoint.keep_last",
+                "log.every_steps", "log.health_every_steps", "log.images_every_steps", "masks.truncation_group",
+                "model.predictor.depth", "model.predictor.num_mask_tokens"):  # fmt: skip
+        if flat[key] < 1:
+            raise ConfigError(f"{key}={flat[key]} must be at least 1")
+    _validate_sizes(c)
+    _validate_masks(c)
+    if not 0.0 <= c.ema.start <= 1.0 or not 0.0 <= c.ema.end <= 1.0:
+        raise ConfigError(f"ema.start={c.ema.start} and ema.end={c.ema.end} must lie in [0, 1]")
+    if c.optim.warmup_steps + c.optim.decay_steps > c.steps:
+        raise ConfigError(
+            f"optim.warmup_steps={c.optim.warmup_steps} + optim.decay_steps={c.optim.decay_steps} "
+            f"exceed steps={c.steps}"
+        )
+    if c.optim.schedule == "wsd" and c.optim.decay_steps < 1:
+        raise ConfigError("optim.schedule='wsd' needs optim.decay_steps >= 1")
+
+
+def _validate_sizes(c: RunConfig) -> None:
+    if c.data.num_frames % c.model.tubelet_size:
+        raise ConfigError(
+            f"data.num_frames={c.data.num_frames} is not divisible by model.tubelet_size={c.model.tubelet_size}: "
+            f"use a multiple of {c.model.tubelet_size}"
+        )
+    for pixels in c.data.size:
+        if pixels % c.model.patch_size:
+            raise ConfigError(
+                f"data.resolution={c.data.resolution} is not divisible by model.patch_size={c.model.patch_size}: "
+                f"use a multiple of {c.model.patch_size}"
+            )
+    if c.batch_size % c.optim.accumulate:
+        raise ConfigError(f"batch_size={c.batch_size} is not divisible by optim.accumulate={c.optim.accumulate}")
+    if c.data.fps <= 0 or (c.data.frame_step is not None and c.data.frame_step < 1):
+        raise ConfigError(f"data.fps={c.data.fps} and data.frame_step={c.data.frame_step} must be positive")
+    if c.data.weights and len(c.data.weights) != len(c.data.paths):
+        raise ConfigError(
+            f"data.weights has {len(c.data.weights)} entries, data.path names {len(c.data.paths)} sources"
+        )
+    if c.model.predictor.embed_dim % c.model.predictor.num_heads:
+        raise ConfigError(
+            f"model.predictor.embed_dim={c.model.predictor.embed_dim} is not divisible by "
+            f"model.predictor.num_heads={c.model.predictor.num_heads}"
+        )
+
+
+def _validate_masks(c: RunConfig) -> None:
+    if not c.masks.groups:
+        raise ConfigError("masks.groups is empty: a clip needs at least one mask group")
+    tokens = c.grid[0] * c.grid[1] * c.grid[2]
+    for i, group in enumerate(c.masks.groups):
+        name = f"masks.groups[{i}]"
+        if group.kind not in MASK_KINDS:
+            raise ConfigError(
+                f"{name}.kind={group.kind!r} is not one of {', '.join(MASK_KINDS)}{hint(group.kind, MASK_KINDS)}"
+            )
+        if group.unit not in ("tokens", "pixels"):
+            raise ConfigError(f"{name}.unit={group.unit!r} is not one of tokens, pixels")
+        if not 0.0 < group.ratio < 1.0:
+            raise ConfigError(f"{name}.ratio={group.ratio} must lie strictly between 0 and 1")
+        if (group.context or 0) + (group.target or 0) > tokens and c.masks.policy == "uniform":
+            raise ConfigError(
+                f"{name}: budgets context={group.context} + target={group.target} exceed the {tokens} tokens "
+                "of a clip: lower one of them"
+            )

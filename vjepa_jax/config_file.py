@@ -1,0 +1,92 @@
+"""Config files and command-line overrides: from `--config file.py:arg --config.a.b=value` to a RunConfig."""
+
+import dataclasses
+import importlib.util
+import os
+import types
+import typing
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from vjepa_jax import config as config_lib
+from vjepa_jax.config import ConfigError, RunConfig, from_config_dict
+from vjepa_jax.config_build import hint
+
+
+def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The RunConfig of "file.py" or "file.py:argument", with "--config.a.b=value" overrides.
+
+    A file sets what differs from the defaults of config.py; any key of config.py can be overridden.
+
+    Raises:
+      ConfigError: no such file, an unknown key (with the nearest known one), a value of the wrong type.
+    """
+    config = read(path)
+    _check_keys(config, overrides)
+    argv = ["vjepa", *overrides]
+    values = flags.FlagValues()
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
+        values(argv)
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{' '.join(overrides)}: {_one_line(error)}") from error
+    return from_config_dict(holder.value)
+
+
+def read(path: str) -> ConfigDict:
+    """The file's config over the defaults, unvalidated. Raises ConfigError."""
+    file, _, argument = path.partition(":")
+    if not os.path.isfile(file):
+        raise ConfigError(f"config file {file} does not exist: the ready ones are in experiments/")
+    spec = importlib.util.spec_from_file_location("vjepa_config_file", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config file {file} does not define get_config()")
+    given = module.get_config(argument) if argument else module.get_config()
+    config = ConfigDict(_template(RunConfig)).lock()
+    try:
+        with config.ignore_type():
+            config.update(given)
+    except (KeyError, AttributeError) as error:
+        raise ConfigError(f"{file}: {_one_line(error)}") from error
+    return config
+
+
+def _check_keys(config: ConfigDict, overrides: list[str] | tuple[str, ...]) -> None:
+    known = config_lib.flatten(config.to_dict())
+    for word in overrides:
+        key = word.split("=")[0].removeprefix("--config.")
+        if key not in known and not any(k.startswith(f"{key}.") for k in known):
+            raise ConfigError(f"unknown config key {key}{hint(key, known)}")
+
+
+def _template(cls: type) -> dict[str, Any]:
+    """Every key with its default; keys without one, or with None, as typed placeholders."""
+    hints, values = typing.get_type_hints(cls), {}
+    for f in dataclasses.fields(cls):
+        kind = hints[f.name]
+        if dataclasses.is_dataclass(kind):
+            values[f.name] = _template(kind)
+            continue
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if default is dataclasses.MISSING or default is None:
+            values[f.name] = config_dict.placeholder(_plain_type(kind))
+        elif f.name == "groups":
+            values[f.name] = tuple(dataclasses.asdict(group) for group in default)
+        else:
+            values[f.name] = default
+    return values
+
+
+def _plain_type(kind: Any) -> type:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next(a for a in typing.get_args(kind) if a is not type(None))
+    return typing.get_origin(kind) or kind
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return " ".join(text.split())
