@@ -1,0 +1,105 @@
+"""Pure functions on arrays against plain numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vjepa_jax.ops import attention, losses, patches, rope, tokens
+
+
+def test_attention_is_softmax_of_scaled_products():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, n, 3, 8)).astype(np.float32) for n in (5, 7, 7))
+    logits = np.einsum("bnhk,bmhk->bhnm", q, k) / np.sqrt(8)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = np.einsum("bhnm,bmhk->bnhk", weights, v)
+    np.testing.assert_allclose(attention.attention(q, k, v, implementation="xla"), expected, atol=1e-5)
+
+    valid = np.arange(7)[None].repeat(2, 0) < 4
+    masked = attention.attention(q, k, v, valid_BM=jnp.asarray(valid), implementation="xla")
+    np.testing.assert_allclose(masked, attention.attention(q, k[:, :4], v[:, :4], implementation="xla"), atol=1e-6)
+
+
+def test_the_kernel_behind_auto(monkeypatch):
+    assert attention.resolve("auto", jnp.bfloat16, 64) == "xla"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert attention.resolve("auto", jnp.bfloat16, 64) == "cudnn"
+    assert attention.resolve("auto", jnp.float32, 64) == attention.resolve("auto", jnp.bfloat16, 26) == "xla"
+    x = jnp.zeros((1, 2, 1, 8))
+    with pytest.raises(ValueError, match="attention='flash' is not one of"):
+        attention.attention(x, x, x, implementation="flash")
+
+
+def naive_rope(x, position, mode):
+    """One head, one axis, channel by channel."""
+    half = len(x) // 2
+    omega = 10000.0 ** (-np.arange(half) / half)
+    out = np.zeros_like(x)
+    for c in range(len(x)):
+        angle = position * (omega[c % half] if mode == "tiled" else omega[c // 2])
+        partner = -x[c + 1] if c % 2 == 0 else x[c - 1]
+        out[c] = x[c] * np.cos(angle) + partner * np.sin(angle)
+    return out
+
+
+@pytest.mark.parametrize("mode", ["tiled", "interleaved"])
+@pytest.mark.parametrize("head_dim", [64, 32, 26])
+def test_rope_channel_by_channel(mode, head_dim):
+    grid, ids = (3, 4, 5), np.array([[0, 7, 59, 33]])
+    x = np.random.default_rng(1).normal(size=(1, 4, 2, head_dim))
+    ours = rope.apply_rope(jnp.asarray(x, jnp.float32), *rope.rope_tables(jnp.asarray(ids), grid, head_dim, mode))
+    s = rope.axis_channels(head_dim)
+    for n, token in enumerate(ids[0]):
+        place = (token // 20, token // 5 % 4, token % 5)
+        for head in range(2):
+            parts = [naive_rope(x[0, n, head, i * s : (i + 1) * s], place[i], mode) for i in range(3)]
+            expected = np.concatenate([*parts, x[0, n, head, 3 * s :]])
+            np.testing.assert_allclose(ours[0, n, head], expected, atol=1e-5)
+
+
+def test_an_interleaved_rotation_keeps_lengths_and_depends_on_differences():
+    ids = jnp.asarray([[0, 21]])
+    q = jnp.asarray(np.random.default_rng(2).normal(size=(1, 2, 1, 32)), jnp.float32)
+    turned = lambda shift: rope.apply_rope(q, *rope.rope_tables(ids + shift, (8, 4, 5), 32, "interleaved"))
+    near, far = turned(0), turned(40)
+    np.testing.assert_allclose(jnp.linalg.norm(near, axis=-1), jnp.linalg.norm(q, axis=-1), rtol=1e-5)
+    product = lambda x: float((x[0, 0, 0] * x[0, 1, 0]).sum())
+    assert product(near) == pytest.approx(product(far), abs=1e-4)
+    with pytest.raises(ValueError, match="rope mode"):
+        rope.rope_tables(ids, (8, 4, 5), 32, "other")
+
+
+def test_sincos_table_of_each_axis():
+    table = rope.sincos_table(24, (2, 3, 4))
+    assert table.shape == (24, 24) and table.dtype == np.float32
+    t, h, w = np.unravel_index(17, (2, 3, 4))
+    omega = 10000.0 ** (-np.arange(4) / 4)
+    expected = np.concatenate([f(p * omega) for p in (t, h, w) for f in (np.sin, np.cos)])
+    np.testing.assert_allclose(table[17], expected, atol=1e-6)
+
+
+def test_patchify_orders_tokens_and_values():
+    video = np.arange(2 * 4 * 6 * 9 * 3).reshape(2, 4, 6, 9, 3)
+    cut = patches.patchify(jnp.asarray(video), 2, 3)
+    assert cut.shape == (2, 2 * 2 * 3, 2 * 3 * 3 * 3)
+    np.testing.assert_array_equal(cut[1, 1 * 6 + 1 * 3 + 2], video[1, 2:4, 3:6, 6:9].ravel())
+    with pytest.raises(ValueError, match="a clip of 5 frames of 6x9 pixels does not divide"):
+        patches.token_grid((1, 5, 6, 9, 3), 2, 3)
+
+
+def test_gather_and_losses():
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 6, 4)), jnp.float32)
+    ids = jnp.asarray([[5, 0], [1, 1]])
+    np.testing.assert_array_equal(tokens.gather_tokens(x, ids)[0], np.asarray(x)[0, [5, 0]])
+    assert tokens.all_ids(2, 3).tolist() == [[0, 1, 2], [0, 1, 2]]
+
+    normal = losses.layer_norm(x)
+    np.testing.assert_allclose(normal.mean(-1), 0, atol=1e-6)
+    np.testing.assert_allclose(normal.var(-1), 1, atol=1e-3)
+    a, b = x[:, :2], x[:, 2:4]
+    assert float(losses.latent_regression(a, b)) == pytest.approx(float(jnp.abs(a - b).mean()))
+    assert float(losses.latent_regression(a, b, exponent=2.0)) == pytest.approx(float(((a - b) ** 2).mean() / 2))
+    valid = jnp.asarray([[True, False], [True, True]])
+    expected = np.abs(np.asarray(a - b)).mean(-1)[np.asarray(valid)].mean()
+    assert float(losses.latent_regression(a, b, valid)) == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,68 @@
+"""Rotary position over time, height and width, and the fixed sin-cos table (vjepa2 src/models/utils/modules.py).
+
+Shape suffixes: B batch, N tokens, H heads, K head size, S channels rotated for one axis, D embedding.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Grid = tuple[int, int, int]
+
+
+def axis_channels(head_dim: int) -> int:
+    """Channels rotated for each of the three axes: 2 * ((head_dim // 3) // 2). The rest pass through."""
+    return 2 * ((head_dim // 3) // 2)
+
+
+def token_positions(ids: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Time, row and column of flat token ids t*H'*W' + h*W' + w. Shapes as ids, int32."""
+    _, height, width = grid
+    return ids // (height * width), ids // width % height, ids % width
+
+
+def rope_tables(ids_BN: jax.Array, grid: Grid, head_dim: int, mode: str) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines that `apply_rope` multiplies with, float32 [B, N, head_dim].
+
+    mode "tiled" is what V-JEPA 2 was trained with: channels 2j and 2j+1 of an axis get the angles of frequencies 2j and
+    2j+1 modulo half, not a shared one. "interleaved" is a true rotation (V-JEPA 2.1). Pass-through channels have
+    cosine 1 and sine 0.
+    """
+    channels = axis_channels(head_dim)
+    half = channels // 2
+    omega = jnp.asarray(10000.0 ** (-np.arange(half) / half), jnp.float32)
+    angles = []
+    for position_BN in token_positions(ids_BN, grid):
+        angle = position_BN[..., None].astype(jnp.float32) * omega
+        if mode == "tiled":
+            angles.append(jnp.concatenate([angle, angle], axis=-1))
+        elif mode == "interleaved":
+            angles.append(jnp.repeat(angle, 2, axis=-1))
+        else:
+            raise ValueError(f"rope mode {mode!r} is not one of tiled, interleaved")
+    rest = jnp.zeros((*ids_BN.shape, head_dim - 3 * channels), jnp.float32)
+    angle_BNK = jnp.concatenate([*angles, rest], axis=-1)
+    return jnp.cos(angle_BNK), jnp.sin(angle_BNK)
+
+
+def apply_rope(x_BNHK: jax.Array, cos_BNK: jax.Array, sin_BNK: jax.Array) -> jax.Array:
+    """x * cos + rotate(x) * sin with rotate mapping adjacent channels (a, b) to (-b, a). Keeps x's dtype."""
+    pairs = x_BNHK.reshape(*x_BNHK.shape[:-1], -1, 2)
+    rotated = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x_BNHK.shape)
+    cos, sin = (t[:, :, None, :].astype(x_BNHK.dtype) for t in (cos_BNK, sin_BNK))
+    return x_BNHK * cos + rotated * sin
+
+
+def sincos_table(dim: int, grid: Grid) -> np.ndarray:
+    """Fixed 3D sin-cos position embedding with equal channels for each axis ("uniform_power"), float32 [N, dim].
+
+    Each axis gets 2*ceil(dim/6) channels, [sin | cos] of position * 10000**(-j/(d/2)), order time, height, width; the
+    concatenation is cut to `dim` (vjepa2 src/models/utils/pos_embs.py).
+    """
+    per_axis = 2 * int(np.ceil(dim / 6))
+    omega = 10000.0 ** (-np.arange(per_axis // 2) / (per_axis / 2.0))
+    parts = []
+    for position in np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid), indexing="ij"):
+        angle = position.reshape(-1, 1) * omega
+        parts.append(np.concatenate([np.sin(angle), np.cos(angle)], axis=1))
+    return np.concatenate(parts, axis=1)[:, :dim].astype(np.float32)
