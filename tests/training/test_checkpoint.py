@@ -1,0 +1,66 @@
+"""Checkpoints: retention, fallback to the last good one, clear errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vjepa_jax.config import CheckpointConfig
+from vjepa_jax.training.checkpoint import CheckpointError, Checkpoints, load_parts
+
+
+def state_at(step):
+    return {"step": jnp.int32(step), "params": {"a": jnp.full((4, 3), float(step))}, "aux": {"b": jnp.ones(2)}}
+
+
+def abstract_of(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def save_all(folder, steps, config=None):
+    checkpoints = Checkpoints(folder, config)
+    for step in steps:
+        assert checkpoints.save(step, state_at(step)) is None
+    assert checkpoints.wait() is None
+    checkpoints.close()
+
+
+def test_keeps_the_last_and_the_marked(tmp_path):
+    save_all(tmp_path, range(1, 8), CheckpointConfig(keep_last=2, keep_every_steps=3))
+    assert Checkpoints(tmp_path).steps == [3, 6, 7]
+    restored = Checkpoints(tmp_path).restore(abstract_of(state_at(0)))
+    jax.tree.map(np.testing.assert_array_equal, restored, state_at(7))
+
+
+def test_nothing_saved_gives_none(tmp_path):
+    assert Checkpoints(tmp_path).restore(abstract_of(state_at(0))) is None
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    save_all(tmp_path, [1, 2])
+    for file in (tmp_path / "checkpoints" / "2").rglob("*"):
+        if file.is_file() and file.stat().st_size > 20 and "METADATA" not in file.name:
+            file.write_bytes(file.read_bytes()[:10])
+    said = []
+    restored = Checkpoints(tmp_path).restore(abstract_of(state_at(0)), warn=said.append)
+    assert int(restored["step"]) == 1
+    assert len(said) == 1 and "2 does not load" in said[0] and "trying the one before it" in said[0]
+
+
+def test_another_model_is_one_clear_line(tmp_path):
+    save_all(tmp_path, [1])
+    other = {**state_at(0), "params": {"a": jnp.zeros((5, 3))}}
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* loads .* Use another --workdir") as caught:
+        Checkpoints(tmp_path).restore(abstract_of(other), warn=lambda text: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_parts_are_loaded_without_the_rest(tmp_path):
+    save_all(tmp_path, [1, 2])
+    wanted = {"params": abstract_of(state_at(0))["params"]}
+    np.testing.assert_array_equal(load_parts(tmp_path, wanted)["params"]["a"], np.full((4, 3), 2.0))
+    np.testing.assert_array_equal(load_parts(tmp_path, wanted, step=1)["params"]["a"], np.full((4, 3), 1.0))
+    with pytest.raises(CheckpointError, match="does not load"):
+        load_parts(tmp_path, {"params": {"c": wanted["params"]["a"]}})
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        load_parts(tmp_path / "nowhere", wanted)

@@ -1,0 +1,149 @@
+"""Checkpoints: a thin layer over orbax v1. Saves are asynchronous and atomic; a restore fits any mesh.
+
+A checkpoint holds {"state": the training state}; the run's config lies beside it in config.json. A failed save (a full
+disk, say) never touches older checkpoints and never stops the run by itself: it is reported, and the next save tries
+again.
+"""
+
+import contextlib
+import pathlib
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from vjepa_jax.config import CheckpointConfig
+
+FORMAT = 1  # of the tree; raised with a CHANGELOG line when an old checkpoint no longer loads
+FOLDER = "checkpoints"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, broken or of another model. The message is one line and says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, workdir: str | pathlib.Path, config: CheckpointConfig | None = None):
+        self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        policies = ocp.training.preservation_policies
+        keep: list[Any] = [policies.LatestN(config.keep_last if config else 2)]
+        if config and config.keep_every_steps:
+            keep.append(policies.EveryNSteps(config.keep_every_steps))
+        self._keep = policies.AnyPreservationPolicy(keep)
+        self._pending: tuple[int, Any] | None = None
+        self._checkpointer = self._open()
+
+    def _open(self) -> Any:
+        return ocp.training.Checkpointer(
+            self.folder,
+            preservation_policy=self._keep,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            custom_metadata={"format": FORMAT},
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, ascending."""
+        return sorted(c.step for c in self._checkpointer.checkpoints)
+
+    def save(self, step: int, state: Any) -> str | None:
+        """Start saving. Returns what went wrong with the save before, or with this one as far as it got, else None."""
+        problem = self.wait()
+        if step in self.steps:
+            return problem
+        try:
+            # a save copies to the host, which the loop's transfer guard would refuse
+            with jax.transfer_guard("allow"):
+                self._pending = (step, self._checkpointer.save_checkpointables_async(step, {"state": state}))
+        except Exception as error:
+            return problem or self._failed(step, error)
+        return problem
+
+    def wait(self) -> str | None:
+        """Finish the save in progress. Returns what went wrong, else None."""
+        if self._pending is None:
+            return None
+        (step, response), self._pending = self._pending, None
+        try:
+            if response.result():
+                return None
+            raise RuntimeError("orbax did not write it")
+        except Exception as error:
+            return self._failed(step, error)
+
+    def restore(self, abstract: Any, warn=print) -> Any | None:
+        """The newest state that loads, as arrays with the shardings of `abstract`; None where there is no checkpoint.
+
+        A checkpoint that does not load is named through `warn` and the one before it is tried.
+
+        Raises:
+          CheckpointError: there are checkpoints and none loads.
+        """
+        reason = ""
+        for step in reversed(self.steps):
+            try:
+                with jax.transfer_guard("allow"):
+                    return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+            except Exception as error:
+                reason = _first_line(error)
+                warn(f"checkpoint {self.folder / str(step)} does not load ({reason}); trying the one before it")
+        if self.steps:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} loads ({reason}): is it of another model? Use another --workdir"
+            )
+        return None
+
+    def close(self) -> None:
+        """Finish and release threads."""
+        self.wait()
+        self._checkpointer.close()
+
+    def _failed(self, step: int, error: Exception) -> str:
+        """Start afresh after a failed save (orbax would refuse the next one), and say what happened."""
+        with contextlib.suppress(Exception):
+            self._checkpointer.close()
+        self._checkpointer = self._open()
+        last = f"the checkpoint of step {self.steps[-1]} is whole" if self.steps else "there is no older checkpoint"
+        return (
+            f"checkpoint of step {step} could not be saved ({_first_line(error)}); {last}. Free space in {self.folder}"
+        )
+
+
+def load_parts(run_folder: str | pathlib.Path, abstract: Any, step: int | None = None) -> Any:
+    """Parts of a saved state, e.g. {"aux": ..., "params": {"predictor": ...}} given as shapes: nothing else is read.
+
+    Raises:
+      CheckpointError: no checkpoint, or one of another model.
+    """
+    checkpoints = Checkpoints(run_folder) if (pathlib.Path(run_folder) / FOLDER).is_dir() else None
+    if checkpoints is None or not checkpoints.steps:
+        raise CheckpointError(f"no checkpoint in {run_folder}: give the folder of a run (it holds {FOLDER}/)")
+    folder = checkpoints.folder / str(step or checkpoints.steps[-1])
+    checkpoints.close()
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        with context, jax.transfer_guard("allow"):
+            state = ocp.load_checkpointables(folder, {"state": abstract})["state"]
+        _check_complete(state, abstract)  # a partial load passes over keys that are not there
+        return state
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} does not load ({_first_line(error)}): its model differs from the config, or it is damaged"
+        ) from error
+
+
+def _check_complete(state: Any, abstract: Any) -> None:
+    def check(path, leaf, wanted):
+        if not isinstance(leaf, jax.Array) or leaf.shape != wanted.shape:
+            raise KeyError(f"no {jax.tree_util.keystr(path, simple=True, separator='/')} of shape {wanted.shape}")
+
+    jax.tree_util.tree_map_with_path(check, state, abstract)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"

@@ -1,0 +1,18 @@
+"""Writing a run's files atomically: a kill leaves the old file or the new one, never half of one."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+    """Replace `path` with `data`. Raises OSError and leaves the old file where it cannot be written."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Replace `path` with indented JSON."""
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
