@@ -1,0 +1,67 @@
+"""Frozen probes of a run: which encoders are compared, and on which videos."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+from data_pipelines import pipeline
+from vjepa_jax.config import ConfigError, EvalConfig, RunConfig
+from vjepa_jax.encoder import Encoder, load
+from vjepa_jax.evals import frozen
+from vjepa_jax.evals.features import pixel_features
+from vjepa_jax.training.files import write_json
+
+
+def evaluate(encoder: Encoder, cfg: EvalConfig) -> list[frozen.Row]:
+    """Probe rows (evals.frozen.probe_rows) of an encoder and its baselines on the labelled videos `cfg.path`.
+
+    The baselines are the same model with random weights, one for each seed, and the raw pixels as tokens. Clips have
+    the frames and the size that the encoder was trained with: the middle clip of a video, centre crop.
+
+    Raises:
+      ConfigError, DataError: no labelled videos, no train or test split.
+    """
+    if not cfg.path:
+        raise ConfigError("eval.path is empty: give a manifest with the columns path, label and split")
+    run = encoder.run
+    encoders: dict[str, Any] = {"trained": encoder}
+    if cfg.baselines:
+        model = run.model
+        encoders["random init"] = [Encoder.random(run, 1000 + seed) for seed in range(cfg.seeds)]
+        encoders["raw pixels"] = functools.partial(pixel_features, patch=model.patch_size, tubelet=model.tubelet_size)
+    return frozen.probe_rows(encoders, _videos(run, cfg, "train"), _videos(run, cfg, "test"), cfg)
+
+
+def _videos(run: RunConfig, cfg: EvalConfig, split: str):
+    """A function that starts a pass over the videos of a split."""
+    return functools.partial(
+        pipeline.eval_batches,
+        cfg.path,
+        num_frames=run.data.num_frames,
+        size=run.data.size,
+        batch_size=cfg.batch_size,
+        fps=None if run.data.frame_step else run.data.fps,
+        frame_step=run.data.frame_step,
+        split=split,
+        segments=cfg.segments,
+        # threads: a pass over a few hundred videos is over before worker processes have started
+        num_threads=max(run.data.num_threads, run.data.num_workers),
+    )
+
+
+def main(options: Any) -> int:
+    """`vjepa eval`: probe the encoder of a run folder, print the table, write probes.json there."""
+    encoder = load(options.workdir, options.step)
+    given = {
+        "path": options.data,
+        "probes": tuple(options.probes.split(",")) if options.probes else None,
+        "num_labels": tuple(int(n) for n in options.labels.split(",")) if options.labels else None,
+        "seeds": options.seeds,
+        "segments": options.segments,
+    }
+    cfg = dataclasses.replace(encoder.run.eval, **{key: value for key, value in given.items() if value is not None})
+    rows = evaluate(encoder, cfg)
+    print(frozen.format_table(rows))
+    write_json(pathlib.Path(options.workdir) / "probes.json", rows)
+    return 0
