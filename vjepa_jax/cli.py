@@ -1,0 +1,180 @@
+"""The `vjepa` command. A verb imports its module only when it is called, so that help is instant."""
+
+import argparse
+import json
+import shlex
+import sys
+
+HELP = """usage: vjepa VERB [options]
+
+  train    pre-train a model:        vjepa train --config FILE --config.data.path=DIR --workdir RUN
+  eval     probe a trained encoder:  vjepa eval --workdir RUN --data labels.csv
+  report   write RUN/report.html:    vjepa report --workdir RUN
+  data     make the embedded world:  vjepa data world --out DIR
+  bench    measure, one JSON a line: vjepa bench masks
+
+`vjepa VERB --help` shows options and an example."""
+
+USAGE_ERROR = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb. Returns the exit code: 0 done, 1 failed, 2 bad usage or configuration, 75 stopped and saved."""
+    argv = sys.argv[1:] if argv is None else argv
+    verbs = {"train": _train, "eval": _eval, "report": _report, "data": _data, "bench": _bench}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if argv else USAGE_ERROR
+    if argv[0] == "--version":
+        from vjepa_jax import __version__
+
+        print(__version__)
+        return 0
+    if argv[0] not in verbs:
+        print(f"vjepa: unknown verb {argv[0]!r}; the verbs are {', '.join(verbs)}", file=sys.stderr)
+        return USAGE_ERROR
+    try:
+        return verbs[argv[0]](argv[1:])
+    except ValueError as error:
+        # ConfigError, DataError, CheckpointError and their like are one line for the user; other ValueErrors are bugs
+        if type(error).__module__.split(".")[0] not in ("vjepa_jax", "data_pipelines"):
+            raise
+        print(f"vjepa {argv[0]}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _train(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vjepa train",
+        description="Pre-train a model. Run the same command again to go on after a stop.",
+        epilog="example: vjepa train --config experiments/pretrain/folder.py --config.data.path=videos "
+        "--config.batch_size=8 --workdir runs/first",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="config file; override keys with --config.KEY=VALUE"
+    )
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="folder of the run: checkpoints, metrics, report"
+    )
+    options, overrides = parser.parse_known_args(argv)
+    _reject_unknown(parser, overrides)
+    from vjepa_jax import config_file
+
+    run = config_file.load(options.config, overrides)
+    _quiet_flags()
+    from vjepa_jax import train
+
+    try:
+        return train.train(run, options.workdir, command=shlex.join(["vjepa", "train", *argv]))
+    except train.NonFiniteLossError as error:
+        print(f"vjepa train: {error}", file=sys.stderr)
+        return train.EXIT_FAILED
+
+
+def _eval(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vjepa eval",
+        description="Frozen linear, kNN and attentive probes of a trained encoder, beside random init and raw pixels.",
+        epilog="example: vjepa eval --workdir runs/first --data labels.csv   (columns path, label, split)",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; receives probes.json")
+    parser.add_argument("--data", default=None, metavar="CSV", help="labelled videos; default: eval.path of the run")
+    parser.add_argument("--step", type=int, default=None, help="checkpoint to take; default: the newest")
+    parser.add_argument("--probes", default=None, help="comma-separated: linear,knn,attentive")
+    parser.add_argument("--labels", default=None, help="comma-separated sizes of the labelled subset; default: all")
+    parser.add_argument("--seeds", type=int, default=None)
+    parser.add_argument("--segments", type=int, default=None, help="clips a video, their tokens joined in time")
+    options = parser.parse_args(argv)
+    _quiet_flags()
+    from vjepa_jax.evals import run
+
+    return run.main(options)
+
+
+def _report(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vjepa report",
+        description="Write report.html of a run from its metrics, pictures and probes; needs no network to open.",
+        epilog="example: vjepa report --workdir runs/first",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR")
+    options = parser.parse_args(argv)
+    import os
+
+    from vjepa_jax.training.report import write_report
+
+    if not os.path.isdir(options.workdir):
+        print(f"vjepa report: {options.workdir} is not a folder", file=sys.stderr)
+        return USAGE_ERROR
+    print(write_report(options.workdir))
+    return 0
+
+
+DATA_HELP = """usage: vjepa data world --out DIR [options]
+
+  world    write the embedded world of moving shapes as H.264 files
+
+example: vjepa data world --out runs/world"""
+
+BENCH_HELP = """usage: vjepa bench masks
+
+  masks    time to draw the masks of a batch on the host
+
+example: vjepa bench masks"""
+
+
+def _data(argv: list[str]) -> int:
+    if (code := _part("data", argv, ("world",), DATA_HELP)) is not None:
+        return code
+    from data_pipelines import world
+
+    parser = argparse.ArgumentParser(prog="vjepa data world", allow_abbrev=False)
+    world.add_arguments(parser)
+    world.run(parser.parse_args(argv[1:]))
+    return 0
+
+
+def _bench(argv: list[str]) -> int:
+    if (code := _part("bench", argv, ("masks",), BENCH_HELP)) is not None:
+        return code
+    from data_pipelines import masking_bench
+
+    for policy in ("uniform", "first_k"):
+        print(json.dumps(masking_bench.benchmark(policy=policy)))
+    return 0
+
+
+def _part(verb: str, argv: list[str], known: tuple[str, ...], text: str) -> int | None:
+    """The exit code where `argv` asks for help or names no known part of a verb, else None."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(text)
+        return 0 if argv else USAGE_ERROR
+    if argv[0] not in known:
+        print(f"vjepa {verb}: unknown part {argv[0]!r}; there is: {', '.join(known)}", file=sys.stderr)
+        return USAGE_ERROR
+    return None
+
+
+def _reject_unknown(parser: argparse.ArgumentParser, extra: list[str]) -> None:
+    for word in extra:
+        if not word.startswith("--config."):
+            parser.error(f"unknown option {word} (config keys are set with --config.KEY=VALUE)")
+
+
+def _quiet_flags() -> None:
+    """grain reads absl flags, which nobody parses here."""
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()
+
+
+def entry() -> None:
+    """The console script. The guard matters: grain's workers import this module again."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

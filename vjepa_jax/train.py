@@ -1,0 +1,336 @@
+"""The training loop, one function read from top to bottom: mesh, state, data, step, log, checkpoint, eval."""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import signal
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines import masking, pipeline, sources
+from vjepa_jax import config as config_lib
+from vjepa_jax import objectives
+from vjepa_jax.config import ConfigError, RunConfig
+from vjepa_jax.encoder import CONFIG_FILE, Encoder, load, read_config
+from vjepa_jax.evals import run as evals_run
+from vjepa_jax.evals.frozen import format_table
+from vjepa_jax.parallel import partitioning
+from vjepa_jax.training import health, pictures
+from vjepa_jax.training.checkpoint import CheckpointError, Checkpoints
+from vjepa_jax.training.files import write_json
+from vjepa_jax.training.metrics import RunLog, peak_flops
+from vjepa_jax.training.optim import decay_mask, make_optimizer
+from vjepa_jax.training.report import write_report
+from vjepa_jax.training.state import abstract_state, init_state, num_parameters
+from vjepa_jax.training.step import MODEL_KEYS, make_train_step
+
+EXIT_RESUME = 75  # stopped by a signal after saving: start the same command again to go on (EX_TEMPFAIL)
+EXIT_FAILED = 1
+LEDGER = "bad_videos.jsonl"
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite. The message names the step and the file with the last metrics."""
+
+
+def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "") -> int:
+    """Train `run` in `workdir`, or go on with it where the folder holds a checkpoint of it.
+
+    Returns:
+      0 when done, EXIT_RESUME after SIGTERM or Ctrl-C (state saved), EXIT_FAILED if the last state could not be saved.
+
+    Raises:
+      ConfigError, CheckpointError, data_pipelines DataError: one line that says what to do.
+      NonFiniteLossError: training diverged; nothing after the last good checkpoint was saved.
+    """
+    workdir = pathlib.Path(workdir)
+    is_main = jax.process_index() == 0
+
+    # Objective, masks, mesh: everything that can be wrong with a config shows here, before anything is written.
+    objective = objectives.create(run)
+    optimizer = make_optimizer(run)
+    plan = masking.make_plan(run)
+    budgets = [(group.context, group.target) for group in plan.groups]
+    mesh = partitioning.make_mesh(run.mesh)
+    partitioning.check_batch(run, mesh)
+    abstract = abstract_state(objective, optimizer)
+    decay_mask(abstract["params"], run.optim)
+    shardings = partitioning.state_shardings(abstract, mesh)
+    num_videos = sum(len(source) for source in sources.open_sources(run.data))
+    totals = _claim(workdir, run, command, is_main)
+
+    replicated = partitioning.replicated(mesh)
+    train_step = jax.jit(
+        make_train_step(objective, optimizer, run),
+        donate_argnums=0,
+        in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+        out_shardings=(shardings, replicated),
+    )
+    measure_health = jax.jit(health.make_health(objective, run), out_shardings=replicated)
+
+    # State: a checkpoint of this run, else the weights of another one, else fresh.
+    checkpoints = Checkpoints(workdir, run.checkpoint)
+    state = checkpoints.restore(abstract_state(objective, optimizer, shardings), warn=_warn)
+    if state is None:
+        with partitioning.on_mesh(mesh):
+            state = jax.jit(lambda: init_state(objective, optimizer, run.seed), out_shardings=shardings)()
+        if run.init_from:
+            state = _start_from(run, state, shardings)
+    start = int(jax.device_get(state["step"]))
+
+    flops = sum(objective.flops(budgets).values()) * run.batch_size
+    peak = peak_flops(jax.devices()[0].device_kind)
+    log = RunLog(
+        workdir,
+        total_steps=run.steps,
+        start_step=start,
+        is_main=is_main,
+        items=run.batch_size,
+        flops_per_step=flops,
+        peak_flops=peak * jax.device_count() if peak else None,
+        state=totals,
+    )
+    log.say(_headline(run, num_videos, state, budgets, flops, mesh, start))
+
+    stop = _StopSignal()
+    batches = pipeline.train_batches(
+        run,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        start_step=start,
+        ledger=str(workdir / LEDGER),
+    )
+    substituted, last = 0, {}
+    pending: tuple[int, Any, Any] | None = None  # the step before: its metrics are read while this one runs
+
+    def finish() -> None:
+        """Wait for the pending step, check it, log it."""
+        nonlocal pending, last, substituted
+        if pending is None:
+            return
+        (step, metrics, vitals), pending = pending, None
+        values = {key: float(value) for key, value in jax.device_get({**metrics, **vitals}).items()}
+        if not math.isfinite(values["loss"]):
+            raise NonFiniteLossError(_dump(workdir, step, values, last))
+        last = values
+        if step % run.log.every_steps == 0 or step in (start + 1, run.steps) or vitals:
+            log.write(step, values | {"substituted": substituted})
+            substituted = 0
+        if vitals and (problem := health.warning(values)):
+            log.warn(f"step {step}: {problem}")
+
+    def save(step: int) -> None:
+        with log.pause("saving"):
+            if problem := checkpoints.save(step, state):
+                log.warn(problem)
+            if is_main:
+                write_json(workdir / "run.json", _describe(command, mesh, state) | {"totals": log.state()})
+
+    try:
+        with stop, log, jax.transfer_guard("disallow"):
+            for step in range(start + 1, run.steps + 1):
+                try:
+                    with log.waiting():
+                        host_batch = next(batches)
+                except RuntimeError:
+                    # SIGTERM to the whole process group (SLURM, Kubernetes, timeout) ends grain's workers as well
+                    if stop.arrives():
+                        break
+                    raise
+                substituted += int((host_batch["substituted"] > 0).sum())
+                batch = partitioning.put_batch({k: host_batch[k] for k in MODEL_KEYS}, mesh)
+                vitals: dict[str, Any] = {}
+                with partitioning.on_mesh(mesh):
+                    state, metrics = train_step(state, batch)
+                    if _due(step, run.log.health_every_steps, run):
+                        vitals = measure_health(state, batch)
+                finish()
+                pending = (step, metrics, vitals)
+                log.tick()
+
+                if step % run.checkpoint.every_steps == 0 or step == run.steps:
+                    finish()  # a state that is saved is known to be finite
+                    save(step)
+                if _due(step, run.log.images_every_steps, run) and is_main:
+                    with log.pause("drawing"):
+                        _draw(log, workdir, run, objective, state, host_batch, step)
+                if stop.asked:
+                    break
+                if run.eval.path and run.eval.every_steps and step % run.eval.every_steps == 0 and step < run.steps:
+                    finish()
+                    with log.pause("evaluating"):
+                        _evaluate(log, workdir, run, objective, state, step)
+            finish()
+            step = int(jax.device_get(state["step"]))
+            if stop.asked:
+                save(step)
+            if problem := checkpoints.wait():
+                log.warn(problem)
+            if stop.asked and step < run.steps:
+                log.say(f"stopped by {stop.asked} after step {step}; run the same command again to go on")
+                return EXIT_FAILED if problem else EXIT_RESUME
+            if run.eval.path and is_main:
+                with log.pause("evaluating"):
+                    _evaluate(log, workdir, run, objective, state, step)
+            if is_main:
+                write_json(workdir / "run.json", _describe(command, mesh, state) | {"totals": log.state()})
+            if run.log.report and is_main:
+                log.say(f"report: {write_report(workdir)}")
+            return EXIT_FAILED if problem else 0
+    finally:
+        batches.close()
+        checkpoints.close()
+
+
+def _due(step: int, every: int, run: RunConfig) -> bool:
+    """Every `every` steps, and at the first and the last step of the run."""
+    return step % every == 0 or step in (1, run.steps)
+
+
+def _claim(workdir: pathlib.Path, run: RunConfig, command: str, is_main: bool) -> dict[str, float]:
+    """Make the folder this run's own. Returns the time totals of earlier starts.
+
+    Raises:
+      ConfigError: the folder holds a run of another config.
+    """
+    path, config = workdir / CONFIG_FILE, config_lib.to_dict(run)
+    if path.is_file():
+        if changed := config_lib.differences(json.loads(path.read_text()), config):
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise ConfigError(
+                f"{workdir} holds a run of another config ({changed[0]}{more}): use another --workdir, "
+                f"or start from its weights with --config.init_from={workdir}"
+            )
+    elif workdir.is_dir() and (workdir / "checkpoints").is_dir():
+        raise ConfigError(f"{workdir} holds checkpoints without a {CONFIG_FILE}: use another --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if is_main:
+            write_json(path, config)
+    except OSError as error:
+        raise ConfigError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
+    described = workdir / "run.json"
+    return json.loads(described.read_text()).get("totals", {}) if described.is_file() else {}
+
+
+def _start_from(run: RunConfig, state: Any, shardings: Any) -> Any:
+    """`state` with the weights of the run folder `run.init_from`: encoder and target from its target, and predictor."""
+    source = load(run.init_from)
+    theirs, ours = read_config(run.init_from).model, run.model
+    given = source.params
+    fresh = {"encoder": state["params"]["encoder"], "predictor": state["params"]["predictor"]}
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+    if shapes(given) != shapes(fresh):
+        raise CheckpointError(
+            f"init_from={run.init_from} holds another model ({theirs.variant}, patch {theirs.patch_size}) than the "
+            f"config ({ours.variant}, patch {ours.patch_size}): use the same model settings"
+        )
+    params = {"encoder": given["encoder"], "predictor": given["predictor"]}
+    placed = jax.device_put({"params": params, "aux": {"target": jax.tree.map(np.asarray, given["encoder"])}},
+                            {"params": shardings["params"], "aux": shardings["aux"]})  # fmt: skip
+    return {**state, **placed}
+
+
+def _draw(log: RunLog, workdir: pathlib.Path, run: RunConfig, objective: Any, state: Any, batch: Any, step: int):
+    """Masks on real frames and an animated PCA feature map of the batch's first clip."""
+    first = jax.tree.map(lambda x: x[0], {k: batch[k] for k in MODEL_KEYS})
+    image = pictures.mask_picture(first["video"], first["masks"], run.grid)
+    log.picture(step, "masks", image)
+    pictures.save_picture(workdir, "masks", step, pictures.png(image))
+    encoder = Encoder(run, jax.device_get(objective.eval_params(state["params"], state["aux"])), objective)
+    with jax.transfer_guard("allow"):
+        features = np.asarray(encoder(first["video"]))
+    frames = pictures.pca_frames(features, first["video"])
+    log.picture(step, "pca", frames[0])
+    pictures.save_picture(workdir, "pca", step, pictures.animation(frames))
+
+
+def _evaluate(log: RunLog, workdir: pathlib.Path, run: RunConfig, objective: Any, state: Any, step: int) -> None:
+    """Frozen probes of the trained encoder, with its baselines; prints and writes the table."""
+    params = jax.device_get(objective.eval_params(state["params"], state["aux"]))
+    with jax.transfer_guard("allow"):
+        rows = evals_run.evaluate(Encoder(run, params, objective), run.eval)
+    log.say(format_table(rows))
+    for name in ("probes.json", f"probes_{step:08d}.json"):
+        write_json(workdir / name, rows)
+
+
+def _dump(workdir: pathlib.Path, step: int, values: dict[str, float], last: dict[str, float]) -> str:
+    """Write what is known about a diverged step and return the message for it."""
+    path = workdir / f"nonfinite_step_{step}.json"
+    text = lambda metrics: {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
+    write_json(path, {"step": step, "metrics": text(values), "metrics_of_step_before": text(last)})
+    before = f"{last['loss']:.4g} at the step before" if last else "no step before it in this start"
+    return (
+        f"the loss is {values['loss']} at step {step} ({before}, grad_norm {last.get('grad_norm', math.nan):.3g}); "
+        f"metrics in {path}. Lower optim.lr or set optim.clip_norm, and start again: the last checkpoint is untouched"
+    )
+
+
+def _headline(
+    run: RunConfig, videos: int, state: Any, budgets: list[tuple[int, int]], flops: float, mesh: Any, start: int
+) -> str:
+    count = lambda tree: f"{num_parameters(tree) / 1e6:.1f} M"
+    groups = ", ".join(f"{c}+{m}" for c, m in budgets)
+    parts = ", ".join(f"{name} {count(tree)}" for name, tree in state["params"].items())
+    axes = ", ".join(f"{a} {n}" for a, n in mesh.shape.items() if n > 1) or "1 device"
+    resumed = f"; going on from step {start}" if start else ""
+    return (
+        f"{run.objective} {run.model.variant}: {parts} parameters; {videos} videos; "
+        f"{run.grid[0]}x{run.grid[1]}x{run.grid[2]} tokens, "
+        f"context+target {groups}; {flops / run.batch_size / 1e9:.3g} GFLOP a clip; "
+        f"{axes} ({jax.devices()[0].device_kind}){resumed}"
+    )
+
+
+def _describe(command: str, mesh: Any, state: Any) -> dict[str, Any]:
+    """What made this run: versions, devices, command, date."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "numpy")
+    return {
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "mesh": dict(mesh.shape),
+        "processes": jax.process_count(),
+        "parameters": {name: num_parameters(tree) for name, tree in state["params"].items()},
+        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names},
+    }
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+class _StopSignal:
+    """Context in which SIGTERM and the first Ctrl-C only set `asked`; a second Ctrl-C interrupts at once."""
+
+    def __init__(self):
+        self.asked = ""
+
+    def __enter__(self):
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exc):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def arrives(self, seconds: float = 5.0) -> bool:
+        """Whether a stop was asked for, or is within the next seconds."""
+        limit = time.monotonic() + seconds
+        while not self.asked and time.monotonic() < limit:
+            time.sleep(0.05)
+        return bool(self.asked)
+
+    def _handle(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number).name
