@@ -36,22 +36,43 @@ def test_nothing_saved_gives_none(tmp_path):
     assert Checkpoints(tmp_path).restore(abstract_of(state_at(0))) is None
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+def damage(folder, what):
+    """Truncate the files of an index ("manifest") or of array contents ("data")."""
+    files = [f for f in folder.rglob("*") if f.is_file() and f.stat().st_size > 20 and "METADATA" not in f.name]
+    files = [f for f in files if ("manifest" in f.name) == (what == "manifest")]
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[:10])
+
+
+@pytest.mark.parametrize("what", ["manifest", "data"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, what):
     save_all(tmp_path, [1, 2])
-    for file in (tmp_path / "checkpoints" / "2").rglob("*"):
-        if file.is_file() and file.stat().st_size > 20 and "METADATA" not in file.name:
-            file.write_bytes(file.read_bytes()[:10])
+    damage(tmp_path / "checkpoints" / "2", what)
+    with pytest.raises(CheckpointError, match=r"checkpoints/2 is damaged \(.*\): give the --step of another one"):
+        load_parts(tmp_path, abstract_of(state_at(0)))
     said = []
     restored = Checkpoints(tmp_path).restore(abstract_of(state_at(0)), warn=said.append)
     assert int(restored["step"]) == 1
     assert len(said) == 1 and "2 does not load" in said[0] and "trying the one before it" in said[0]
+    damage(tmp_path / "checkpoints" / "1", what)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* loads \(.*\): start again in another --workdir"):
+        Checkpoints(tmp_path).restore(abstract_of(state_at(0)), warn=said.append)
 
 
-def test_another_model_is_one_clear_line(tmp_path):
+@pytest.mark.parametrize(
+    "other, what",
+    [
+        ({"params": {"a": jnp.zeros((5, 3))}}, r"params/a is float32 \(4, 3\) there and float32 \(5, 3\) here"),
+        ({"params": {"a": jnp.zeros((4, 3), jnp.bfloat16)}}, r"params/a is float32 .* and bfloat16 .* here"),
+        ({"params": {"a": jnp.zeros((4, 3)), "c": jnp.zeros(1)}}, r"params/c is absent there and float32 \(1,\) here"),
+        ({"aux": {}}, r"aux/b is float32 \(2,\) there and absent here"),
+    ],
+)
+def test_another_model_is_one_clear_line(tmp_path, other, what):
     save_all(tmp_path, [1])
-    other = {**state_at(0), "params": {"a": jnp.zeros((5, 3))}}
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* loads .* Use another --workdir") as caught:
-        Checkpoints(tmp_path).restore(abstract_of(other), warn=lambda text: None)
+    with pytest.raises(CheckpointError, match=rf"is of another model \({what}\): use another --workdir") as caught:
+        Checkpoints(tmp_path).restore(abstract_of(state_at(0) | other))
     assert "\n" not in str(caught.value)
 
 
@@ -60,7 +81,9 @@ def test_parts_are_loaded_without_the_rest(tmp_path):
     wanted = {"params": abstract_of(state_at(0))["params"]}
     np.testing.assert_array_equal(load_parts(tmp_path, wanted)["params"]["a"], np.full((4, 3), 2.0))
     np.testing.assert_array_equal(load_parts(tmp_path, wanted, step=1)["params"]["a"], np.full((4, 3), 1.0))
-    with pytest.raises(CheckpointError, match="does not load"):
+    with pytest.raises(CheckpointError, match=r"another model than its config \(params/c is absent there"):
         load_parts(tmp_path, {"params": {"c": wanted["params"]["a"]}})
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         load_parts(tmp_path / "nowhere", wanted)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3 in .*: it has 1, 2"):
+        load_parts(tmp_path, wanted, step=3)

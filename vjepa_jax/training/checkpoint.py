@@ -9,6 +9,7 @@ import contextlib
 import pathlib
 from typing import Any
 
+import absl.logging
 import jax
 from orbax.checkpoint import v1 as ocp
 
@@ -80,20 +81,23 @@ class Checkpoints:
         A checkpoint that does not load is named through `warn` and the one before it is tried.
 
         Raises:
-          CheckpointError: there are checkpoints and none loads.
+          CheckpointError: the newest readable one is of another model, or there are checkpoints and none loads.
         """
         reason = ""
         for step in reversed(self.steps):
             try:
+                _check_fits(self.folder / str(step), abstract)
                 with jax.transfer_guard("allow"):
                     return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+            except _Misfit as error:
+                raise CheckpointError(
+                    f"{self.folder / str(step)} is of another model ({error}): use another --workdir"
+                ) from error
             except Exception as error:
                 reason = _first_line(error)
                 warn(f"checkpoint {self.folder / str(step)} does not load ({reason}); trying the one before it")
         if self.steps:
-            raise CheckpointError(
-                f"no checkpoint in {self.folder} loads ({reason}): is it of another model? Use another --workdir"
-            )
+            raise CheckpointError(f"no checkpoint in {self.folder} loads ({reason}): start again in another --workdir")
         return None
 
     def close(self) -> None:
@@ -121,27 +125,55 @@ def load_parts(run_folder: str | pathlib.Path, abstract: Any, step: int | None =
     checkpoints = Checkpoints(run_folder) if (pathlib.Path(run_folder) / FOLDER).is_dir() else None
     if checkpoints is None or not checkpoints.steps:
         raise CheckpointError(f"no checkpoint in {run_folder}: give the folder of a run (it holds {FOLDER}/)")
-    folder = checkpoints.folder / str(step or checkpoints.steps[-1])
+    steps = checkpoints.steps
     checkpoints.close()
+    if step is not None and step not in steps:
+        raise CheckpointError(f"no checkpoint of step {step} in {run_folder}: it has {', '.join(map(str, steps))}")
+    folder = checkpoints.folder / str(steps[-1] if step is None else step)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     try:
+        _check_fits(folder, abstract, partial=True)
         with context, jax.transfer_guard("allow"):
-            state = ocp.load_checkpointables(folder, {"state": abstract})["state"]
-        _check_complete(state, abstract)  # a partial load passes over keys that are not there
-        return state
+            return ocp.load_checkpointables(folder, {"state": abstract})["state"]
+    except _Misfit as error:
+        raise CheckpointError(f"{folder} is of another model than its config ({error})") from error
     except Exception as error:
-        raise CheckpointError(
-            f"{folder} does not load ({_first_line(error)}): its model differs from the config, or it is damaged"
-        ) from error
+        raise CheckpointError(f"{folder} is damaged ({_first_line(error)}): give the --step of another one") from error
 
 
-def _check_complete(state: Any, abstract: Any) -> None:
-    def check(path, leaf, wanted):
-        if not isinstance(leaf, jax.Array) or leaf.shape != wanted.shape:
-            raise KeyError(f"no {jax.tree_util.keystr(path, simple=True, separator='/')} of shape {wanted.shape}")
+class _Misfit(Exception):
+    """What a checkpoint holds is not what is asked for."""
 
-    jax.tree_util.tree_map_with_path(check, state, abstract)
+
+def _check_fits(folder: pathlib.Path, wanted: Any, partial: bool = False) -> None:
+    """Raises _Misfit that names the first array that differs in presence, shape or dtype.
+
+    orbax would read first and complain later, in its own words; it casts another dtype without a word, and a partial
+    load passes over what is missing. `partial`: the checkpoint may hold more than is wanted.
+    """
+    absl.logging.get_absl_logger().addFilter(_refuse)  # of a damaged file orbax logs a page and returns None
+    try:
+        metadata = ocp.checkpointables_metadata(folder).metadata.get("state")
+    finally:
+        absl.logging.get_absl_logger().removeFilter(_refuse)
+    if metadata is None:
+        raise OSError("its list of arrays cannot be read")
+    saved, wanted = _by_name(metadata), _by_name(wanted)
+    for name in sorted(wanted if partial else wanted.keys() | saved.keys()):
+        there, here = saved.get(name, "absent"), wanted.get(name, "absent")
+        if there != here:
+            raise _Misfit(f"{name} is {there} there and {here} here")
+
+
+def _refuse(record: Any) -> bool:
+    return False
+
+
+def _by_name(tree: Any) -> dict[str, str]:
+    """ "params/encoder/norm/scale": "float32 (96,)" for every array or description of one."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype} {tuple(x.shape)}" for path, x in leaves}
 
 
 def _first_line(error: Exception) -> str:
