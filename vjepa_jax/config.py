@@ -12,24 +12,38 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from vjepa_jax.config_build import ConfigError, build, hint
+from vjepa_jax.config_build import ConfigError as ConfigError
+from vjepa_jax.config_build import build, flatten
+from vjepa_jax.config_checks import validate
 
 
 @dataclass(frozen=True)
 class PredictorConfig:
-    """The predictor: a narrow ViT over context tokens and mask tokens (arXiv 2506.09985, section 2)."""
+    """The predictor: a narrow ViT over context tokens and mask tokens (arXiv 2506.09985, section 2).
 
+    kind:
+      joint  self-attention over context and mask tokens together (published)
+      cross  mask tokens attend to the context tokens, which stay as they are (fewer FLOPs)
+    """
+
+    kind: str = "joint"
     embed_dim: int = 384
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
     num_mask_tokens: int = 2  # released V-JEPA 2 weights hold 10
     mask_token_per_group: bool = True  # False: every mask group shares token 0, as the released code does
+    predict_context: bool = False  # V-JEPA 2.1: a second output for the context tokens (loss.context_weight)
+    out_dim: int | None = None  # channels to predict; None: those of the encoder's features (else of a teacher's)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The encoder by name (models/variants.py), with optional overrides of its size."""
+    """The encoder by name (models/variants.py), with optional overrides of its size.
+
+    What differs within the V-JEPA family is data here: `position`, `rope_grid`, `levels` and `image_tokenizer` make the
+    model of V-JEPA 1, 2 or 2.1.
+    """
 
     variant: str = "vit_small"
     patch_size: int = 16
@@ -39,6 +53,12 @@ class ModelConfig:
     num_heads: int | None = None
     mlp_ratio: float | None = None
     position: str = "rope_tiled"  # rope_tiled (V-JEPA 2), rope_interleaved (V-JEPA 2.1), sincos (V-JEPA 1)
+    rope_grid: int | None = None  # V-JEPA 2.1: rows and columns are scaled to this many a side; None: not scaled
+    levels: tuple[int, ...] = ()  # V-JEPA 2.1: blocks, from 0, whose outputs are features; (): the last one
+    image_tokenizer: bool = False  # V-JEPA 2.1: own patches for single frames, learned embeddings for each modality
+    cls_token: bool = False  # a learned token before the others; it carries no position
+    registers: int = 0  # learned tokens after the others (arXiv 2309.16588)
+    mlp: str = "gelu"  # gelu, or swiglu: fc3(silu(fc1 x) * fc2 x), two thirds as wide
     gelu: str = "erf"  # erf (published) or tanh (faster)
     dtype: str = "bfloat16"  # of matrix products; parameters, LayerNorm, softmax and loss stay float32
     attention: str = "auto"  # auto, xla, cudnn
@@ -127,9 +147,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Latent regression: mean |prediction - target|^exponent / exponent, averaged over the mask groups."""
+    """Latent regression: mean |prediction - target|^exponent / exponent, averaged over the mask groups.
+
+    V-JEPA 2.1 (arXiv 2603.14482) adds `context_weight` times the same on the context tokens, each divided by the square
+    root of its distance on the grid to the nearest target token; the weight is 0 until the first step of
+    `context_warmup` and whole from the second on.
+    """
 
     exponent: float = 1.0
+    context_weight: float = 0.0
+    context_warmup: tuple[int, int] = (0, 0)
+    context_distance: bool = True  # False: all context tokens weigh the same (the published cooldown)
 
 
 @dataclass(frozen=True)
@@ -144,8 +172,9 @@ class OptimConfig:
     decay_steps: int = 0
     weight_decay: float = 0.04
     final_weight_decay: float | None = None  # None: constant; else a cosine from weight_decay
-    no_decay: tuple[str, ...] = (r"bias$", r"scale$")  # regexes over parameter names
-    decay: tuple[str, ...] = (r"kernel$", r"mask_tokens$")  # every parameter must match exactly one of the two lists
+    # regexes over parameter names; every parameter must match exactly one of the two lists
+    no_decay: tuple[str, ...] = (r"bias$", r"scale$")
+    decay: tuple[str, ...] = (r"kernel$", r"_tokens$", r"modality_embed$")
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -231,17 +260,6 @@ class RunConfig:
 # Keys that may differ when a run is continued in its folder: they change neither the numbers nor the data order.
 RESUMABLE_KEYS = ("data.num_workers", "data.num_threads", "data.buffer_size", "mesh", "checkpoint", "log", "eval")
 
-_CHOICES = {
-    "model.position": ("rope_tiled", "rope_interleaved", "sincos"),
-    "model.gelu": ("erf", "tanh"),
-    "model.dtype": ("bfloat16", "float32"),
-    "model.attention": ("auto", "xla", "cudnn"),
-    "model.remat": ("none", "dots", "full"),
-    "masks.policy": ("uniform", "first_k"),
-    "optim.schedule": ("constant", "cosine", "linear", "wsd"),
-}
-MASK_KINDS = ("multiblock", "cuboid", "tube", "frame", "random", "causal")
-
 
 def from_config_dict(config: Any) -> RunConfig:
     """Build and validate a RunConfig from an ml_collections.ConfigDict or a plain nested dict.
@@ -260,17 +278,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict to {"a.b": value}. Lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Lines 'key: saved -> current' for keys that may not change when a run is continued."""
     a, b = flatten(saved), flatten(current)
@@ -281,76 +288,3 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
         if a.get(key, missing) != b.get(key, missing)
         and not any(key == k or key.startswith(k + ".") for k in RESUMABLE_KEYS)
     ]
-
-
-def validate(c: RunConfig) -> None:
-    """Check everything that can be known without a device or a file. Raises ConfigError."""
-    flat = flatten(dataclasses.asdict(c))
-    for key, allowed in _CHOICES.items():
-        if flat[key] not in allowed:
-            raise ConfigError(f"{key}={flat[key]!r} is not one of {', '.join(allowed)}{hint(flat[key], allowed)}")
-    for key in ("steps", "batch_size", "data.num_frames", "data.clips_per_video", "model.patch_size",
-                "model.tubelet_size", "optim.accumulate", "checkpoint.every_steps", "checkpoint.keep_last",
-                "log.every_steps", "log.health_every_steps", "log.images_every_steps", "masks.truncation_group",
-                "model.predictor.depth", "model.predictor.num_mask_tokens"):  # fmt: skip
-        if flat[key] < 1:
-            raise ConfigError(f"{key}={flat[key]} must be at least 1")
-    _validate_sizes(c)
-    _validate_masks(c)
-    if not 0.0 <= c.ema.start <= 1.0 or not 0.0 <= c.ema.end <= 1.0:
-        raise ConfigError(f"ema.start={c.ema.start} and ema.end={c.ema.end} must lie in [0, 1]")
-    if c.optim.warmup_steps + c.optim.decay_steps > c.steps:
-        raise ConfigError(
-            f"optim.warmup_steps={c.optim.warmup_steps} + optim.decay_steps={c.optim.decay_steps} "
-            f"exceed steps={c.steps}"
-        )
-    if c.optim.schedule == "wsd" and c.optim.decay_steps < 1:
-        raise ConfigError("optim.schedule='wsd' needs optim.decay_steps >= 1")
-
-
-def _validate_sizes(c: RunConfig) -> None:
-    if c.data.num_frames % c.model.tubelet_size:
-        raise ConfigError(
-            f"data.num_frames={c.data.num_frames} is not divisible by model.tubelet_size={c.model.tubelet_size}: "
-            f"use a multiple of {c.model.tubelet_size}"
-        )
-    for pixels in c.data.size:
-        if pixels % c.model.patch_size:
-            raise ConfigError(
-                f"data.resolution={c.data.resolution} is not divisible by model.patch_size={c.model.patch_size}: "
-                f"use a multiple of {c.model.patch_size}"
-            )
-    if c.batch_size % c.optim.accumulate:
-        raise ConfigError(f"batch_size={c.batch_size} is not divisible by optim.accumulate={c.optim.accumulate}")
-    if c.data.fps <= 0 or (c.data.frame_step is not None and c.data.frame_step < 1):
-        raise ConfigError(f"data.fps={c.data.fps} and data.frame_step={c.data.frame_step} must be positive")
-    if c.data.weights and len(c.data.weights) != len(c.data.paths):
-        raise ConfigError(
-            f"data.weights has {len(c.data.weights)} entries, data.path names {len(c.data.paths)} sources"
-        )
-    if c.model.predictor.embed_dim % c.model.predictor.num_heads:
-        raise ConfigError(
-            f"model.predictor.embed_dim={c.model.predictor.embed_dim} is not divisible by "
-            f"model.predictor.num_heads={c.model.predictor.num_heads}"
-        )
-
-
-def _validate_masks(c: RunConfig) -> None:
-    if not c.masks.groups:
-        raise ConfigError("masks.groups is empty: a clip needs at least one mask group")
-    tokens = c.grid[0] * c.grid[1] * c.grid[2]
-    for i, group in enumerate(c.masks.groups):
-        name = f"masks.groups[{i}]"
-        if group.kind not in MASK_KINDS:
-            raise ConfigError(
-                f"{name}.kind={group.kind!r} is not one of {', '.join(MASK_KINDS)}{hint(group.kind, MASK_KINDS)}"
-            )
-        if group.unit not in ("tokens", "pixels"):
-            raise ConfigError(f"{name}.unit={group.unit!r} is not one of tokens, pixels")
-        if not 0.0 < group.ratio < 1.0:
-            raise ConfigError(f"{name}.ratio={group.ratio} must lie strictly between 0 and 1")
-        if (group.context or 0) + (group.target or 0) > tokens and c.masks.policy == "uniform":
-            raise ConfigError(
-                f"{name}: budgets context={group.context} + target={group.target} exceed the {tokens} tokens "
-                "of a clip: lower one of them"
-            )

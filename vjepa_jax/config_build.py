@@ -76,3 +76,14 @@ def _convert_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
             if i + 1 == len(members):
                 raise
     raise AssertionError("a union type has at least one member")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict to {"a.b": value}. Lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,107 @@
+"""What can be wrong with a configuration before a device or a file is touched."""
+
+import dataclasses
+from typing import Any
+
+from vjepa_jax.config_build import ConfigError, flatten, hint
+
+RunConfig = Any  # config.RunConfig, which knows this module
+
+_CHOICES = {
+    "model.position": ("rope_tiled", "rope_interleaved", "sincos"),
+    "model.mlp": ("gelu", "swiglu"),
+    "model.gelu": ("erf", "tanh"),
+    "model.predictor.kind": ("joint", "cross"),
+    "model.dtype": ("bfloat16", "float32"),
+    "model.attention": ("auto", "xla", "cudnn"),
+    "model.remat": ("none", "dots", "full"),
+    "masks.policy": ("uniform", "first_k"),
+    "optim.schedule": ("constant", "cosine", "linear", "wsd"),
+}
+MASK_KINDS = ("multiblock", "cuboid", "tube", "frame", "random", "causal")
+
+
+def validate(c: RunConfig) -> None:
+    """Check everything that can be known without a device or a file. Raises ConfigError."""
+    flat = flatten(dataclasses.asdict(c))
+    for key, allowed in _CHOICES.items():
+        if flat[key] not in allowed:
+            raise ConfigError(f"{key}={flat[key]!r} is not one of {', '.join(allowed)}{hint(flat[key], allowed)}")
+    for key in ("steps", "batch_size", "data.num_frames", "data.clips_per_video", "model.patch_size",
+                "model.tubelet_size", "optim.accumulate", "checkpoint.every_steps", "checkpoint.keep_last",
+                "log.every_steps", "log.health_every_steps", "log.images_every_steps", "masks.truncation_group",
+                "model.predictor.depth", "model.predictor.num_mask_tokens"):  # fmt: skip
+        if flat[key] < 1:
+            raise ConfigError(f"{key}={flat[key]} must be at least 1")
+    _validate_sizes(c)
+    _validate_masks(c)
+    _validate_loss(c)
+    if not 0.0 <= c.ema.start <= 1.0 or not 0.0 <= c.ema.end <= 1.0:
+        raise ConfigError(f"ema.start={c.ema.start} and ema.end={c.ema.end} must lie in [0, 1]")
+    if c.optim.warmup_steps + c.optim.decay_steps > c.steps:
+        raise ConfigError(
+            f"optim.warmup_steps={c.optim.warmup_steps} + optim.decay_steps={c.optim.decay_steps} "
+            f"exceed steps={c.steps}"
+        )
+    if c.optim.schedule == "wsd" and c.optim.decay_steps < 1:
+        raise ConfigError("optim.schedule='wsd' needs optim.decay_steps >= 1")
+
+
+def _validate_sizes(c: RunConfig) -> None:
+    if c.data.num_frames % c.model.tubelet_size:
+        raise ConfigError(
+            f"data.num_frames={c.data.num_frames} is not divisible by model.tubelet_size={c.model.tubelet_size}: "
+            f"use a multiple of {c.model.tubelet_size}"
+        )
+    for pixels in c.data.size:
+        if pixels % c.model.patch_size:
+            raise ConfigError(
+                f"data.resolution={c.data.resolution} is not divisible by model.patch_size={c.model.patch_size}: "
+                f"use a multiple of {c.model.patch_size}"
+            )
+    if c.batch_size % c.optim.accumulate:
+        raise ConfigError(f"batch_size={c.batch_size} is not divisible by optim.accumulate={c.optim.accumulate}")
+    if c.data.fps <= 0 or (c.data.frame_step is not None and c.data.frame_step < 1):
+        raise ConfigError(f"data.fps={c.data.fps} and data.frame_step={c.data.frame_step} must be positive")
+    if c.data.weights and len(c.data.weights) != len(c.data.paths):
+        raise ConfigError(
+            f"data.weights has {len(c.data.weights)} entries, data.path names {len(c.data.paths)} sources"
+        )
+    if c.model.predictor.embed_dim % c.model.predictor.num_heads:
+        raise ConfigError(
+            f"model.predictor.embed_dim={c.model.predictor.embed_dim} is not divisible by "
+            f"model.predictor.num_heads={c.model.predictor.num_heads}"
+        )
+
+
+def _validate_masks(c: RunConfig) -> None:
+    if not c.masks.groups:
+        raise ConfigError("masks.groups is empty: a clip needs at least one mask group")
+    tokens = c.grid[0] * c.grid[1] * c.grid[2]
+    for i, group in enumerate(c.masks.groups):
+        name = f"masks.groups[{i}]"
+        if group.kind not in MASK_KINDS:
+            raise ConfigError(
+                f"{name}.kind={group.kind!r} is not one of {', '.join(MASK_KINDS)}{hint(group.kind, MASK_KINDS)}"
+            )
+        if group.unit not in ("tokens", "pixels"):
+            raise ConfigError(f"{name}.unit={group.unit!r} is not one of tokens, pixels")
+        if not 0.0 < group.ratio < 1.0:
+            raise ConfigError(f"{name}.ratio={group.ratio} must lie strictly between 0 and 1")
+        if (group.context or 0) + (group.target or 0) > tokens and c.masks.policy == "uniform":
+            raise ConfigError(
+                f"{name}: budgets context={group.context} + target={group.target} exceed the {tokens} tokens "
+                "of a clip: lower one of them"
+            )
+
+
+def _validate_loss(c: RunConfig) -> None:
+    if c.loss.context_weight < 0:
+        raise ConfigError(f"loss.context_weight={c.loss.context_weight} must not be negative")
+    if c.loss.context_weight and not c.model.predictor.predict_context:
+        raise ConfigError("loss.context_weight needs model.predictor.predict_context=True, which predicts the context")
+    start, end = c.loss.context_warmup
+    if not 0 <= start <= end:
+        raise ConfigError(f"loss.context_warmup={(start, end)} must be (first, last) step with 0 <= first <= last")
+    if list(c.model.levels) != sorted(set(c.model.levels)) or min(c.model.levels, default=0) < 0:
+        raise ConfigError(f"model.levels={c.model.levels} must be ascending block numbers from 0")
