@@ -146,6 +146,23 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class ImagesConfig:
+    """A second stream of single images in every step (V-JEPA 2.1).
+
+    The loss of a step is (videos + weight * images) / (1 + weight). `data.num_frames` must be 1; a folder is searched
+    for pictures and videos.
+    """
+
+    batch_size: int
+    data: DataConfig
+    masks: MaskConfig = field(
+        default_factory=lambda: MaskConfig(groups=(MaskGroupConfig(num_blocks=10, spatial_scale=(0.15, 0.15)),))
+    )
+    weight: float = 1.0
+    context_weight: float | None = None  # None: loss.context_weight
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Latent regression: mean |prediction - target|^exponent / exponent, averaged over the mask groups.
 
@@ -158,6 +175,12 @@ class LossConfig:
     context_weight: float = 0.0
     context_warmup: tuple[int, int] = (0, 0)
     context_distance: bool = True  # False: all context tokens weigh the same (the published cooldown)
+    # Coefficients of optional terms (ops/regularizers.py); smoothness asks for an EMA target or an anti-collapse term
+    spatial_coherence: float = 0.0  # predictions of neighbouring tokens
+    temporal_smoothness: float = 0.0  # predictions of successive tubelets at one place
+    variance: float = 0.0  # VICReg: std of the context features below 1
+    covariance: float = 0.0  # VICReg: correlated channels
+    sigreg: float = 0.0  # LeJEPA: distance to an isotropic normal distribution
 
 
 @dataclass(frozen=True)
@@ -180,6 +203,10 @@ class OptimConfig:
     eps: float = 1e-8
     clip_norm: float | None = None  # of the global gradient
     accumulate: int = 1  # micro-batches per update
+    # V-JEPA 2.1: a step whose loss exceeds the mean of the last accepted ones by so many of their std is skipped
+    skip_spikes: float | None = None  # None: never
+    spike_window: int = 300  # accepted losses remembered; half of them must be there before a step is skipped
+    spike_after: int = 15_300  # steps before the first that may be skipped (released: after epoch 50 of 300 steps)
 
 
 @dataclass(frozen=True)
@@ -188,6 +215,20 @@ class EmaConfig:
 
     start: float = 0.99925
     end: float = 0.99925
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """What a run takes from the one it starts from (`init_from`); its step counter and schedules start anew.
+
+    weights:
+      target  the target encoder, as encoder and as target, and the predictor: what evaluations of that run read
+      all     encoder, target encoder and predictor, each as it is (the published cooldown; every stage after the first)
+    """
+
+    weights: str = "target"
+    optimizer: bool = False  # also Adam's moments and their step count (the published cooldown)
+    stage: str = ""  # folder beside this run's to start from; a ladder of stages sets it
 
 
 @dataclass(frozen=True)
@@ -238,9 +279,12 @@ class RunConfig:
     data: DataConfig
     seed: int = 0
     objective: str = "vjepa2"
-    init_from: str = ""  # a run folder whose weights to start from
+    init_from: str = ""  # a run folder to start from
+    init: InitConfig = field(default_factory=InitConfig)
+    stages: tuple[dict, ...] = ()  # a ladder: {"name": "64f", "data.num_frames": 64, ...}, ... (config_stages.py)
     model: ModelConfig = field(default_factory=ModelConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
+    images: ImagesConfig | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -253,8 +297,24 @@ class RunConfig:
     def grid(self) -> tuple[int, int, int]:
         """Tokens along time, height and width of a clip."""
         height, width = self.data.size
-        p = self.model.patch_size
-        return self.data.num_frames // self.model.tubelet_size, height // p, width // p
+        p, frames = self.model.patch_size, self.data.num_frames
+        steps = frames if self.model.image_tokenizer and frames == 1 else frames // self.model.tubelet_size
+        return steps, height // p, width // p
+
+    @property
+    def images_run(self) -> "RunConfig | None":
+        """The run that would train on the stream of images alone; None without one."""
+        if self.images is None:
+            return None
+        stream = self.images
+        return dataclasses.replace(
+            self,
+            data=stream.data,
+            masks=stream.masks,
+            batch_size=stream.batch_size,
+            seed=self.seed + 1,
+            images=None,
+        )
 
 
 # Keys that may differ when a run is continued in its folder: they change neither the numbers nor the data order.
@@ -265,12 +325,20 @@ def from_config_dict(config: Any) -> RunConfig:
     """Build and validate a RunConfig from an ml_collections.ConfigDict or a plain nested dict.
 
     Raises:
-      ConfigError: an unknown, missing or ill-typed key, or sizes that do not fit together.
+      ConfigError: an unknown, missing or ill-typed key, sizes that do not fit together, or `stages`, which
+        config_stages.expand takes apart.
     """
-    raw = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    raw = plain_dict(config)
+    if raw.get("stages"):
+        raise ConfigError("the config is a ladder of stages, and one run is wanted: give the config of a single stage")
     run = build(RunConfig, raw)
     validate(run)
     return run
+
+
+def plain_dict(config: Any) -> dict[str, Any]:
+    """An ml_collections.ConfigDict or nested dict as a dict of its own."""
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ _CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "masks.policy": ("uniform", "first_k"),
     "optim.schedule": ("constant", "cosine", "linear", "wsd"),
+    "init.weights": ("target", "all"),
 }
 MASK_KINDS = ("multiblock", "cuboid", "tube", "frame", "random", "causal")
 
@@ -36,6 +37,9 @@ def validate(c: RunConfig) -> None:
     _validate_sizes(c)
     _validate_masks(c)
     _validate_loss(c)
+    _validate_images(c)
+    if c.init.optimizer and c.init.weights != "all":
+        raise ConfigError("init.optimizer=True needs init.weights='all': the moments belong to the online encoder")
     if not 0.0 <= c.ema.start <= 1.0 or not 0.0 <= c.ema.end <= 1.0:
         raise ConfigError(f"ema.start={c.ema.start} and ema.end={c.ema.end} must lie in [0, 1]")
     if c.optim.warmup_steps + c.optim.decay_steps > c.steps:
@@ -45,10 +49,24 @@ def validate(c: RunConfig) -> None:
         )
     if c.optim.schedule == "wsd" and c.optim.decay_steps < 1:
         raise ConfigError("optim.schedule='wsd' needs optim.decay_steps >= 1")
+    _validate_spikes(c)
+
+
+def _validate_images(c: RunConfig) -> None:
+    if c.images is None:
+        return
+    if not c.model.image_tokenizer or c.images.data.num_frames != 1:
+        raise ConfigError("images needs model.image_tokenizer=True and images.data.num_frames=1")
+    if c.images.weight <= 0:
+        raise ConfigError(f"images.weight={c.images.weight} must be positive: leave images out to train without them")
+    try:
+        validate(c.images_run)
+    except ConfigError as error:
+        raise ConfigError(f"images: {error}") from error
 
 
 def _validate_sizes(c: RunConfig) -> None:
-    if c.data.num_frames % c.model.tubelet_size:
+    if c.data.num_frames % c.model.tubelet_size and not (c.model.image_tokenizer and c.data.num_frames == 1):
         raise ConfigError(
             f"data.num_frames={c.data.num_frames} is not divisible by model.tubelet_size={c.model.tubelet_size}: "
             f"use a multiple of {c.model.tubelet_size}"
@@ -66,6 +84,10 @@ def _validate_sizes(c: RunConfig) -> None:
     if c.data.weights and len(c.data.weights) != len(c.data.paths):
         raise ConfigError(
             f"data.weights has {len(c.data.weights)} entries, data.path names {len(c.data.paths)} sources"
+        )
+    if c.model.predictor.kind == "cross" and c.model.predictor.predict_context:
+        raise ConfigError(
+            "model.predictor.predict_context needs model.predictor.kind='joint': cross leaves it as it is"
         )
     if c.model.predictor.embed_dim % c.model.predictor.num_heads:
         raise ConfigError(
@@ -100,8 +122,39 @@ def _validate_loss(c: RunConfig) -> None:
         raise ConfigError(f"loss.context_weight={c.loss.context_weight} must not be negative")
     if c.loss.context_weight and not c.model.predictor.predict_context:
         raise ConfigError("loss.context_weight needs model.predictor.predict_context=True, which predicts the context")
+    _validate_regularizers(c)
     start, end = c.loss.context_warmup
     if not 0 <= start <= end:
         raise ConfigError(f"loss.context_warmup={(start, end)} must be (first, last) step with 0 <= first <= last")
     if list(c.model.levels) != sorted(set(c.model.levels)) or min(c.model.levels, default=0) < 0:
         raise ConfigError(f"model.levels={c.model.levels} must be ascending block numbers from 0")
+
+
+def _validate_spikes(c: RunConfig) -> None:
+    o = c.optim
+    if o.skip_spikes is None:
+        return
+    if o.skip_spikes <= 0:
+        raise ConfigError(f"optim.skip_spikes={o.skip_spikes} must be positive: leave it out to skip no step")
+    if o.spike_window < 2:
+        raise ConfigError(f"optim.spike_window={o.spike_window} must be at least 2 losses")
+    if not 0 <= o.spike_after < c.steps:
+        raise ConfigError(
+            f"optim.spike_after={o.spike_after} must lie in [0, steps={c.steps}), else optim.skip_spikes never acts"
+        )
+
+
+def _validate_regularizers(c: RunConfig) -> None:
+    """Coefficients of ops/regularizers.py. Smoothness is best served by constant features, so something must hold
+    against these: a target that moves slowly, or a term that is large for them (the covariance of constants is 0)."""
+    for name in ("spatial_coherence", "temporal_smoothness", "variance", "covariance", "sigreg"):
+        if getattr(c.loss, name) < 0:
+            raise ConfigError(f"loss.{name}={getattr(c.loss, name)} must not be negative")
+    # With a momentum of 0 throughout, the target is the online encoder itself, one step behind.
+    is_online = c.ema.start == c.ema.end == 0.0
+    for name in ("spatial_coherence", "temporal_smoothness"):
+        if getattr(c.loss, name) and is_online and not (c.loss.variance or c.loss.sigreg):
+            raise ConfigError(
+                f"loss.{name}={getattr(c.loss, name)} with ema.start=ema.end=0 leads to constant features: "
+                "set loss.variance or loss.sigreg, or a momentum of the target"
+            )

@@ -98,7 +98,7 @@ def test_gradients_agree(fixture, remat):
     model = objective.run.model
     ours = {
         "encoder": official.encoder_to_official(grads["encoder"], model),
-        "predictor": official.predictor_to_official(grads["predictor"]),
+        "predictor": official.predictor_to_official(grads["predictor"], model),
     }
     checked = 0
     for name, norm in part(fixture, "grad_norm/").items():
@@ -121,7 +121,7 @@ def test_one_update_and_ema_agree(fixture, accumulate):
     np.testing.assert_allclose(metrics["loss"], fixture["loss"], rtol=1e-5)
     after = {
         "encoder": official.encoder_to_official(state["params"]["encoder"], run.model),
-        "predictor": official.predictor_to_official(state["params"]["predictor"]),
+        "predictor": official.predictor_to_official(state["params"]["predictor"], run.model),
         "target_encoder": official.encoder_to_official(state["aux"]["target"], run.model),
     }
     for name, value in part(fixture, "after_step/").items():
@@ -132,7 +132,7 @@ def test_one_update_and_ema_agree(fixture, accumulate):
 def test_official_layout_round_trip_is_bitwise(fixture):
     objective, params, _, _ = build(fixture)
     encoder = official.encoder_to_official(params["encoder"], objective.run.model)
-    predictor = official.predictor_to_official(params["predictor"])
+    predictor = official.predictor_to_official(params["predictor"], objective.run.model)
     for ours, prefix in ((encoder, "encoder/"), (predictor, "predictor/")):
         theirs = part(fixture, prefix)
         assert ours.keys() == theirs.keys()

@@ -1,4 +1,4 @@
-"""State dicts of facebookresearch/vjepa2 (family 2) to our parameter trees and back, as numpy arrays.
+"""State dicts of facebookresearch/vjepa2 (families 2 and 2.1) to our parameter trees and back, as numpy arrays.
 
 PyTorch Linear is [out, in], Conv3d is [D, 3, tubelet, patch, patch], qkv rows are (3, heads, head size).
 """
@@ -20,28 +20,32 @@ IGNORED = ("pos_embed", "predictor_pos_embed")
 def encoder_from_official(state: State, model: ModelConfig) -> Params:
     """Our encoder tree from an official one. Raises ValueError that names a tensor that is missing or left over."""
     state = _Reader(state)
-    kernel = state.take("patch_embed.proj.weight")  # D C T Y X -> (T Y X C) D
-    params = {
-        "patch_embed": {
-            "kernel": kernel.transpose(2, 3, 4, 1, 0).reshape(-1, kernel.shape[0]),
-            "bias": state.take("patch_embed.proj.bias"),
-        },
-        "blocks": _blocks_from(state, "blocks", encoder_size(model)),
-        "norm": _norm_from(state, "norm"),
-    }
+    params = {"patch_embed": _patches_from(state, "patch_embed")}
+    params["blocks"] = _blocks_from(state, "blocks", encoder_size(model))
+    if model.image_tokenizer:
+        params["image_patch_embed"] = _patches_from(state, "patch_embed_img")
+        params["modality_embed"] = _modalities_from(state)
+    if model.levels:
+        norms = [_norm_from(state, f"norms_block.{i}") for i in range(len(model.levels))]
+        params["norms"] = _map(lambda *leaves: np.stack(leaves), *norms)
+    else:
+        params["norm"] = _norm_from(state, "norm")
     state.finish()
     return params
 
 
 def encoder_to_official(params: Params, model: ModelConfig) -> State:
     """The inverse of `encoder_from_official`."""
-    kernel = params["patch_embed"]["kernel"]
-    shape = (model.tubelet_size, model.patch_size, model.patch_size, 3, kernel.shape[1])
-    state = {
-        "patch_embed.proj.weight": np.asarray(kernel).reshape(shape).transpose(4, 3, 0, 1, 2),
-        "patch_embed.proj.bias": np.asarray(params["patch_embed"]["bias"]),
-    }
-    return state | _blocks_to(params["blocks"], "blocks") | _norm_to(params["norm"], "norm")
+    state = _patches_to(params["patch_embed"], model.tubelet_size, model.patch_size, "patch_embed")
+    state |= _blocks_to(params["blocks"], "blocks")
+    if model.image_tokenizer:
+        state |= _patches_to(params["image_patch_embed"], 1, model.patch_size, "patch_embed_img")
+        state |= _modalities_to(params["modality_embed"])
+    if not model.levels:
+        return state | _norm_to(params["norm"], "norm")
+    for i in range(len(model.levels)):
+        state |= _norm_to({name: leaf[i] for name, leaf in params["norms"].items()}, f"norms_block.{i}")
+    return state
 
 
 def predictor_from_official(state: State, model: ModelConfig) -> Params:
@@ -49,22 +53,58 @@ def predictor_from_official(state: State, model: ModelConfig) -> Params:
     state = _Reader(state)
     count = model.predictor.num_mask_tokens
     params = {
-        "embed": _linear_from(state, "predictor_embed"),
         "mask_tokens": np.stack([state.take(f"mask_tokens.{i}").reshape(-1) for i in range(count)]),
         "blocks": _blocks_from(state, "predictor_blocks", predictor_size(model)),
         "norm": _norm_from(state, "predictor_norm"),
-        "out": _linear_from(state, "predictor_proj"),
     }
+    for ours, theirs in _predictor_linears(model).items():
+        params[ours] = _linear_from(state, theirs)
+    if model.image_tokenizer:
+        params["modality_embed"] = _modalities_from(state)
     state.finish()
     return params
 
 
-def predictor_to_official(params: Params) -> State:
+def predictor_to_official(params: Params, model: ModelConfig) -> State:
     """The inverse of `predictor_from_official`."""
-    tokens = {f"mask_tokens.{i}": np.asarray(t).reshape(1, 1, -1) for i, t in enumerate(params["mask_tokens"])}
-    blocks, norm = _blocks_to(params["blocks"], "predictor_blocks"), _norm_to(params["norm"], "predictor_norm")
-    ends = _linear_to(params["embed"], "predictor_embed") | _linear_to(params["out"], "predictor_proj")
-    return ends | tokens | blocks | norm
+    state = {f"mask_tokens.{i}": np.asarray(t).reshape(1, 1, -1) for i, t in enumerate(params["mask_tokens"])}
+    state |= _blocks_to(params["blocks"], "predictor_blocks") | _norm_to(params["norm"], "predictor_norm")
+    for ours, theirs in _predictor_linears(model).items():
+        state |= _linear_to(params[ours], theirs)
+    return state | (_modalities_to(params["modality_embed"]) if model.image_tokenizer else {})
+
+
+def _predictor_linears(model: ModelConfig) -> dict[str, str]:
+    """Our name of every linear layer around the blocks, and the official one."""
+    names = {"embed": "predictor_embed", "out": "predictor_proj"}
+    if len(model.levels) > 1:
+        names |= {"embed_levels": "predictor_embed.0", "embed": "predictor_embed.2"}
+    return names | ({"out_context": "predictor_proj_context"} if model.predictor.predict_context else {})
+
+
+def _patches_from(state: "_Reader", name: str) -> Params:
+    kernel = state.take(f"{name}.proj.weight")  # D C T Y X -> (T Y X C) D
+    return {
+        "kernel": kernel.transpose(2, 3, 4, 1, 0).reshape(-1, kernel.shape[0]),
+        "bias": state.take(f"{name}.proj.bias"),
+    }
+
+
+def _patches_to(params: Params, frames: int, patch: int, name: str) -> State:
+    kernel = np.asarray(params["kernel"])
+    kernel = kernel.reshape(frames, patch, patch, 3, kernel.shape[1]).transpose(4, 3, 0, 1, 2)
+    return {f"{name}.proj.weight": kernel, f"{name}.proj.bias": np.asarray(params["bias"])}
+
+
+_MODALITIES = ("img_mod_embed", "video_mod_embed")  # in the order of our rows (models.vit.IMAGE, VIDEO)
+
+
+def _modalities_from(state: "_Reader") -> np.ndarray:
+    return np.stack([state.take(name).reshape(-1) for name in _MODALITIES])
+
+
+def _modalities_to(embeds: Any) -> State:
+    return {name: np.asarray(row).reshape(1, 1, -1) for name, row in zip(_MODALITIES, embeds, strict=True)}
 
 
 class _Reader:
@@ -113,8 +153,7 @@ def _block_from(state: _Reader, name: str, size: ViTSize) -> Params:
         },
         "proj": {"kernel": proj["kernel"].reshape(*heads, size.embed_dim), "bias": proj["bias"]},
         "norm2": _norm_from(state, f"{name}.norm2"),
-        "fc1": _linear_from(state, f"{name}.mlp.fc1"),
-        "fc2": _linear_from(state, f"{name}.mlp.fc2"),
+        **{f"fc{i + 1}": _linear_from(state, f"{name}.mlp.fc{i + 1}") for i in range(size.mlp_linears)},
     }
 
 
@@ -122,14 +161,12 @@ def _block_to(params: Params, name: str) -> State:
     d = params["proj"]["kernel"].shape[-1]
     qkv = {"kernel": params["qkv"]["kernel"].reshape(d, 3 * d), "bias": params["qkv"]["bias"].reshape(3 * d)}
     proj = {"kernel": params["proj"]["kernel"].reshape(d, d), "bias": params["proj"]["bias"]}
-    return (
-        _norm_to(params["norm1"], f"{name}.norm1")
-        | _linear_to(qkv, f"{name}.attn.qkv")
-        | _linear_to(proj, f"{name}.attn.proj")
-        | _norm_to(params["norm2"], f"{name}.norm2")
-        | _linear_to(params["fc1"], f"{name}.mlp.fc1")
-        | _linear_to(params["fc2"], f"{name}.mlp.fc2")
-    )
+    state = _norm_to(params["norm1"], f"{name}.norm1") | _norm_to(params["norm2"], f"{name}.norm2")
+    state |= _linear_to(qkv, f"{name}.attn.qkv") | _linear_to(proj, f"{name}.attn.proj")
+    for linear in ("fc1", "fc2", "fc3"):
+        if linear in params:
+            state |= _linear_to(params[linear], f"{name}.mlp.{linear}")
+    return state
 
 
 def _map(function, *trees: Params) -> Params:

@@ -1,27 +1,41 @@
 """The predictor: a narrow ViT over context tokens and mask tokens (vjepa2 src/models/predictor.py), in Flax Linen.
 
-Shape suffixes: B batch, C context tokens, M target tokens, N = C + M, D encoder width, E predictor width.
+Shape suffixes: B batch, C context tokens, M target tokens, N = C + M, D channels of the encoder's features (of all its
+levels), E predictor width, P predicted channels.
 """
+
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from vjepa_jax.config import ModelConfig
-from vjepa_jax.models.variants import encoder_size, predictor_size
-from vjepa_jax.models.vit import ROPE_MODES, stack_blocks, weight_init
+from vjepa_jax.models.variants import encoder_size, feature_dim, predictor_size
+from vjepa_jax.models.vit import (
+    EPS,
+    IMAGE,
+    ROPE_MODES,
+    VIDEO,
+    CrossBlock,
+    make_block,
+    modality_init,
+    run_blocks,
+    weight_init,
+)
 from vjepa_jax.ops.rope import Grid, rope_tables, sincos_table
 
 
 class Predictor(nn.Module):
     """Features of the context to features of the targets.
 
-    __call__(context_BCD, context_ids_BC, target_ids_BM, grid, mask_index, context_valid_BC, target_valid_BM):
+    __call__(context_BCD, context_ids_BC, target_ids_BM, grid, mask_index, context_valid_BC, target_valid_BM, image):
       mask_index: which learned mask token stands for the targets (taken modulo their number).
       *_valid: bool, False for padding; both or neither.
-    Returns float32 [B, M, D].
+      image: the clip is a single frame (model.image_tokenizer).
+    Returns float32 ([B, M, P], and [B, C, P] or None for the context (model.predictor.predict_context)).
 
     The published code sorts tokens by id and undoes it afterwards; with full attention and rotary positions that
-    changes nothing, so it is left out.
+    changes nothing, so it is left out. Positions are not scaled here (model.rope_grid), as published.
     """
 
     model: ModelConfig
@@ -36,26 +50,76 @@ class Predictor(nn.Module):
         mask_index: int = 0,
         context_valid_BC=None,
         target_valid_BM=None,
+        image: bool = False,
     ):
-        size, dtype = predictor_size(self.model), jnp.dtype(self.model.dtype)
-        cfg = self.model.predictor
-        x_BCE = nn.Dense(size.embed_dim, dtype=dtype, kernel_init=weight_init, name="embed")(context_BCD)
+        model, size = self.model, predictor_size(self.model)
+        cfg, dtype = model.predictor, jnp.dtype(model.dtype)
+        context_BCE = self._embed(context_BCD)
         tokens = self.param("mask_tokens", nn.initializers.zeros, (cfg.num_mask_tokens, size.embed_dim), jnp.float32)
         query = tokens[mask_index % cfg.num_mask_tokens].astype(dtype)
         queries_BME = jnp.broadcast_to(query, (*target_ids_BM.shape, size.embed_dim))
+        if model.image_tokenizer:
+            embeds = self.param("modality_embed", modality_init, (2, size.embed_dim), jnp.float32).astype(dtype)
+            embed = embeds[IMAGE if image else VIDEO]
+            context_BCE, queries_BME = context_BCE + embed, queries_BME + embed
+        if model.position == "sincos":
+            table = jnp.asarray(sincos_table(size.embed_dim, grid), dtype)
+            context_BCE, queries_BME = context_BCE + table[context_ids_BC], queries_BME + table[target_ids_BM]
+        run = self._joint if cfg.kind == "joint" else self._cross
+        context_BCE, queries_BME = run(
+            context_BCE, queries_BME, context_ids_BC, target_ids_BM, grid, context_valid_BC, target_valid_BM
+        )
+        dense = functools.partial(nn.Dense, feature_dim(model), dtype=dtype, kernel_init=weight_init)
+        norm = nn.LayerNorm(epsilon=EPS, dtype=jnp.float32, use_fast_variance=False, name="norm")
+        targets_BMP = dense(name="out")(norm(queries_BME)).astype(jnp.float32)
+        if not cfg.predict_context:
+            return targets_BMP, None
+        return targets_BMP, dense(name="out_context")(norm(context_BCE)).astype(jnp.float32)
 
-        x_BNE = jnp.concatenate([x_BCE, queries_BME], axis=1)
-        ids_BN = jnp.concatenate([context_ids_BC, target_ids_BM], axis=1)
+    def _embed(self, context_BCD):
+        """Features to the predictor's width; those of several levels are mixed in the encoder's width first."""
+        dense = functools.partial(nn.Dense, dtype=jnp.dtype(self.model.dtype), kernel_init=weight_init)
+        if len(self.model.levels) > 1:
+            context_BCD = dense(encoder_size(self.model).embed_dim, name="embed_levels")(context_BCD)
+            context_BCD = nn.gelu(context_BCD, approximate=self.model.gelu == "tanh")
+        return dense(self.model.predictor.embed_dim, name="embed")(context_BCD)
+
+    def _rope(self, ids_BN, grid: Grid):
+        if self.model.position == "sincos":
+            return None
+        return rope_tables(ids_BN, grid, predictor_size(self.model).head_dim, ROPE_MODES[self.model.position])
+
+    def _joint(self, context_BCE, queries_BME, context_ids_BC, target_ids_BM, grid, context_valid_BC, target_valid_BM):
+        """Self-attention over context and mask tokens together."""
+        x_BNE = jnp.concatenate([context_BCE, queries_BME], axis=1)
+        rope = self._rope(jnp.concatenate([context_ids_BC, target_ids_BM], axis=1), grid)
         valid_BN = None
         if context_valid_BC is not None:
             valid_BN = jnp.concatenate([context_valid_BC, target_valid_BM], axis=1)
-        rope = None
-        if self.model.position == "sincos":
-            x_BNE = x_BNE + jnp.asarray(sincos_table(size.embed_dim, grid), dtype)[ids_BN]
-        else:
-            rope = rope_tables(ids_BN, grid, size.head_dim, ROPE_MODES[self.model.position])
-        x_BNE, _ = stack_blocks(size, self.model)(x_BNE, rope, valid_BN)
-        x_BME = x_BNE[:, context_ids_BC.shape[1] :]
-        x_BME = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")(x_BME)
-        out = nn.Dense(encoder_size(self.model).embed_dim, dtype=dtype, kernel_init=weight_init, name="out")
-        return out(x_BME).astype(jnp.float32)
+        block = make_block(predictor_size(self.model), self.model)
+        (x_BNE,) = run_blocks(self, block, self.model, x_BNE, rope, valid_BN)
+        return jnp.split(x_BNE, [context_BCE.shape[1]], axis=1)
+
+    def _cross(self, context_BCE, queries_BME, context_ids_BC, target_ids_BM, grid, context_valid_BC, target_valid_BM):
+        """Mask tokens attend to the context; they do not see each other."""
+        del target_valid_BM  # a padded target is seen by nobody
+        ropes = None
+        if self.model.position != "sincos":
+            ropes = (self._rope(target_ids_BM, grid), self._rope(context_ids_BC, grid))
+        block = make_block(predictor_size(self.model), self.model, CrossBlock)
+        (queries_BME,) = run_blocks(self, block, self.model, queries_BME, context_BCE, ropes, context_valid_BC)
+        return context_BCE, queries_BME
+
+
+def predictor_flops(model: ModelConfig, context: int, target: int) -> float:
+    """FLOPs of one forward pass on `context` and `target` tokens: blocks, embedding and output (2 per multiply-add)."""
+    size, levels = predictor_size(model), max(1, len(model.levels))
+    width, c, m = encoder_size(model).embed_dim, context, target
+    d, e = width * levels, size.embed_dim
+    mixing = 2.0 * c * d * width if levels > 1 else 0.0
+    ends = mixing + 2.0 * c * (width if levels > 1 else d) * e
+    ends += 2.0 * (m + (c if model.predictor.predict_context else 0)) * e * feature_dim(model)
+    if model.predictor.kind == "joint":
+        return size.forward_flops(c + m) + ends
+    attention = 4 * m * e * e + 4 * c * e * e + 4 * m * c * e
+    return size.depth * (attention + 2.0 * size.mlp_linears * m * e * size.mlp_dim) + ends

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from vjepa_jax.config import ConfigError, ModelConfig
 from vjepa_jax.models.variants import ViTSize
-from vjepa_jax.models.vit import rescale_blocks, stack_blocks, weight_init
+from vjepa_jax.models.vit import make_block, rescale_blocks, run_blocks, weight_init
 from vjepa_jax.ops.losses import layer_norm
 
-EPS = 1e-5  # of every LayerNorm of the probe; the encoder has 1e-6
+EPS = 1e-5  # of every LayerNorm of the published probe; the encoder has 1e-6, and so has transformers' copy of both
 # PyTorch's default for Linear, uniform within 1/sqrt(D): the classifier is made after the pooler has set its weights
 classifier_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -52,6 +52,7 @@ class CrossAttentionBlock(nn.Module):
     num_heads: int
     mlp_ratio: float = 4.0
     dtype: Any = jnp.float32
+    eps: float = EPS
 
     @nn.compact
     def __call__(self, query_QD: jax.Array, x_BND: jax.Array) -> jax.Array:
@@ -63,7 +64,7 @@ class CrossAttentionBlock(nn.Module):
         wk_DHK, _ = Projection(heads, name="key")(dim)
         wv_DHK, bv_HK = Projection(heads, name="value")(dim)
 
-        x_BND = layer_norm(x_BND.astype(jnp.float32), EPS).astype(self.dtype)
+        x_BND = layer_norm(x_BND.astype(jnp.float32), self.eps).astype(self.dtype)
         q_QHK = (jnp.einsum("QD,DHK->QHK", query_QD, wq_DHK) + bq_HK) * heads[1] ** -0.5
         q_QHD = (jnp.einsum("QHK,DHK->QHD", q_QHK, wk_DHK) * scale_D).astype(self.dtype)
         logits_BNQH = jnp.einsum("BND,QHD->BNQH", x_BND, q_QHD, preferred_element_type=jnp.float32)
@@ -72,7 +73,7 @@ class CrossAttentionBlock(nn.Module):
         y_BQHK = jnp.einsum("BQHD,DHK->BQHK", mix_BQHD * scale_D + bias_D, wv_DHK) + bv_HK
 
         q_BQD = query_QD + y_BQHK.reshape(*y_BQHK.shape[:2], dim)
-        hidden = nn.LayerNorm(epsilon=EPS, use_fast_variance=False, name="norm2")(q_BQD)
+        hidden = nn.LayerNorm(epsilon=self.eps, use_fast_variance=False, name="norm2")(q_BQD)
         hidden = nn.Dense(int(dim * self.mlp_ratio), kernel_init=weight_init, name="fc1")(hidden)
         return q_BQD + nn.Dense(dim, kernel_init=weight_init, name="fc2")(nn.gelu(hidden, approximate=False))
 
@@ -89,6 +90,7 @@ class AttentivePooler(nn.Module):
     mlp_ratio: float = 4.0
     dtype: Any = jnp.float32
     attention: str = "auto"
+    eps: float = EPS
 
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
@@ -99,8 +101,9 @@ class AttentivePooler(nn.Module):
         if self.depth > 1:
             size = ViTSize(dim, self.depth - 1, self.num_heads, int(dim * self.mlp_ratio))
             model = ModelConfig(dtype=jnp.dtype(self.dtype).name, attention=self.attention)
-            x_BND, _ = stack_blocks(size, model, eps=EPS)(x_BND.astype(self.dtype), None, None)
-        cross = CrossAttentionBlock(self.num_heads, self.mlp_ratio, self.dtype, name="cross")
+            block = make_block(size, model, eps=self.eps)
+            (x_BND,) = run_blocks(self, block, model, x_BND.astype(self.dtype))
+        cross = CrossAttentionBlock(self.num_heads, self.mlp_ratio, self.dtype, self.eps, name="cross")
         return cross(query_QD, x_BND)
 
 
@@ -113,11 +116,12 @@ class AttentiveClassifier(nn.Module):
     mlp_ratio: float = 4.0
     dtype: Any = jnp.float32
     attention: str = "auto"
+    eps: float = EPS
 
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         pooler = AttentivePooler(
-            self.num_heads, self.depth, 1, self.mlp_ratio, self.dtype, self.attention, name="pooler"
+            *(self.num_heads, self.depth, 1, self.mlp_ratio, self.dtype, self.attention, self.eps), name="pooler"
         )
         return nn.Dense(self.num_classes, kernel_init=classifier_init, name="linear")(pooler(x_BND)[:, 0])
 

@@ -12,26 +12,31 @@ from vjepa_jax.config_build import hint
 
 @dataclasses.dataclass(frozen=True)
 class ViTSize:
-    """Width, depth, heads and MLP width of a transformer."""
+    """Width, depth, heads and MLP width of a transformer; `swiglu`: its MLPs have a gate (`mlp_linears` are 3)."""
 
     embed_dim: int
     depth: int
     num_heads: int
     mlp_dim: int
+    swiglu: bool = False
 
     @property
     def head_dim(self) -> int:
         return self.embed_dim // self.num_heads
 
+    @property
+    def mlp_linears(self) -> int:
+        return 3 if self.swiglu else 2
+
     def num_parameters(self) -> int:
         """Parameters of the blocks and the final norm."""
-        d, m = self.embed_dim, self.mlp_dim
-        return self.depth * (4 * d * d + 2 * d * m + 9 * d + m) + 2 * d
+        d, m, linears = self.embed_dim, self.mlp_dim, self.mlp_linears
+        return self.depth * (4 * d * d + linears * d * m + 9 * d + (linears - 1) * m) + 2 * d
 
     def forward_flops(self, tokens: int) -> float:
         """FLOPs of the blocks on one sequence: matrix products and attention, 2 per multiply-add."""
         n, d, m = tokens, self.embed_dim, self.mlp_dim
-        return float(self.depth * (8 * n * d * d + 4 * n * n * d + 4 * n * d * m))
+        return float(self.depth * (8 * n * d * d + 4 * n * n * d + 2 * self.mlp_linears * n * d * m))
 
 
 VARIANTS = {
@@ -56,15 +61,29 @@ def encoder_size(model: ModelConfig) -> ViTSize:
     base = VARIANTS[model.variant]
     width = model.embed_dim or base.embed_dim
     ratio = model.mlp_ratio or base.mlp_dim / base.embed_dim
-    size = ViTSize(width, model.depth or base.depth, model.num_heads or base.num_heads, int(width * ratio))
+    depth, heads = model.depth or base.depth, model.num_heads or base.num_heads
+    size = ViTSize(width, depth, heads, _mlp_dim(int(width * ratio), model), model.mlp == "swiglu")
     if size.embed_dim % size.num_heads:
         raise ConfigError(f"model.embed_dim={size.embed_dim} is not divisible by model.num_heads={size.num_heads}")
     if size.head_dim < 6:
         raise ConfigError(f"a head size of {size.head_dim} is too small for 3D positions: use fewer heads (at least 6)")
+    if model.levels and model.levels[-1] != depth - 1:
+        raise ConfigError(f"model.levels={model.levels} must end with the last of the {depth} blocks, {depth - 1}")
     return size
 
 
 def predictor_size(model: ModelConfig) -> ViTSize:
     """The size of the predictor."""
     p = model.predictor
-    return ViTSize(p.embed_dim, p.depth, p.num_heads, int(p.embed_dim * p.mlp_ratio))
+    mlp_dim = _mlp_dim(int(p.embed_dim * p.mlp_ratio), model)
+    return ViTSize(p.embed_dim, p.depth, p.num_heads, mlp_dim, model.mlp == "swiglu")
+
+
+def _mlp_dim(hidden: int, model: ModelConfig) -> int:
+    """The width of an MLP; with a gate two thirds of it, up to a multiple of 8 (vjepa2 SwiGLUFFN, wide_silu)."""
+    return hidden if model.mlp == "gelu" else -(-int(2 * hidden / 3) // 8) * 8
+
+
+def feature_dim(model: ModelConfig) -> int:
+    """Channels that the predictor predicts: all levels of the encoder's features, or those of a teacher."""
+    return model.predictor.out_dim or encoder_size(model).embed_dim * max(1, len(model.levels))

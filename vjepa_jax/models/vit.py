@@ -1,6 +1,7 @@
-"""The Vision Transformer that encodes tubelets (vjepa2 src/models/vision_transformer.py), in Flax Linen.
+"""The Vision Transformer that encodes tubelets (vjepa2 src/models and app/vjepa_2_1/models), in Flax Linen.
 
-Shape suffixes: B batch, N tokens, P values of one tubelet, D embedding, H heads, K head size.
+Shape suffixes: B batch, N tokens, M query tokens, C context tokens, P values of one tubelet, D embedding, H heads,
+K head size, L levels.
 
 Blocks are stacked on a leading axis of their parameters, whether the layers are scanned or unrolled. No position
 parameters: tokens carry their ids, so that a masked or longer or non-square clip keeps its true positions.
@@ -17,10 +18,16 @@ import numpy as np
 from vjepa_jax.config import ModelConfig
 from vjepa_jax.models.variants import ViTSize, encoder_size
 from vjepa_jax.ops.attention import attention
-from vjepa_jax.ops.rope import Grid, apply_rope, rope_tables, sincos_table
+from vjepa_jax.ops.losses import layer_norm
+from vjepa_jax.ops.rope import Grid, append_unrotated, apply_rope, rope_tables, sincos_table
 from vjepa_jax.ops.tokens import all_ids
 
+EPS = 1e-6  # of every LayerNorm of encoder and predictor
+IMAGE, VIDEO = 0, 1  # rows of the modality embeddings
+Rope = tuple[jax.Array, jax.Array]
+
 weight_init = nn.initializers.normal(0.02)
+modality_init = nn.initializers.normal(1e-6)
 ROPE_MODES = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
 REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -29,56 +36,108 @@ class Block(nn.Module):
     """Pre-norm transformer block: x + Attention(LN(x)), then x + MLP(LN(x)).
 
     `rope` is None or the pair (cos, sin) of `ops.rope.rope_tables`, [B, N, head_dim]; `valid` is None or bool [B, N],
-    the tokens that may be attended to. Returns (x, None), the form that a scan over layers takes.
+    the tokens that may be attended to.
     """
 
     size: ViTSize
     dtype: Any = jnp.float32
     gelu: str = "erf"
     attention: str = "auto"
-    eps: float = 1e-6
+    eps: float = EPS
 
     @nn.compact
-    def __call__(self, x_BND, rope=None, valid_BN=None):
-        dense = functools.partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=weight_init)
-        norm = functools.partial(nn.LayerNorm, epsilon=self.eps, dtype=jnp.float32, use_fast_variance=False)
+    def __call__(self, x_BND, rope: Rope | None = None, valid_BN=None):
         heads = (3, self.size.num_heads, self.size.head_dim)
+        qkv = self.dense(features=heads, name="qkv")(self.norm(name="norm1")(x_BND))
+        x_BND = self.attend(x_BND, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], rope, rope, valid_BN)
+        return self.mlp(x_BND)
 
-        qkv = dense(features=heads, name="qkv")(norm(name="norm1")(x_BND))
-        q_BNHK, k_BNHK, v_BNHK = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        if rope is not None:
-            q_BNHK, k_BNHK = apply_rope(q_BNHK, *rope), apply_rope(k_BNHK, *rope)
-        y_BNHK = attention(q_BNHK, k_BNHK, v_BNHK, valid_BM=valid_BN, implementation=self.attention)
-        x_BND = x_BND + dense(features=self.size.embed_dim, axis=(-2, -1), name="proj")(y_BNHK)
+    @property
+    def dense(self):
+        return functools.partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=weight_init)
 
-        hidden = dense(features=self.size.mlp_dim, name="fc1")(norm(name="norm2")(x_BND))
-        hidden = nn.gelu(hidden, approximate=self.gelu == "tanh")
-        x_BND = x_BND + dense(features=self.size.embed_dim, name="fc2")(hidden)
-        return nn.with_logical_constraint(x_BND, ("batch", "token", None)), None
+    @property
+    def norm(self):
+        return functools.partial(nn.LayerNorm, epsilon=self.eps, dtype=jnp.float32, use_fast_variance=False)
+
+    def attend(self, x_BND, q_BNHK, k_BMHK, v_BMHK, q_rope, k_rope, valid_BM):
+        """x + the output projection of attention."""
+        if q_rope is not None:
+            q_BNHK, k_BMHK = apply_rope(q_BNHK, *q_rope), apply_rope(k_BMHK, *k_rope)
+        y_BNHK = attention(q_BNHK, k_BMHK, v_BMHK, valid_BM=valid_BM, implementation=self.attention)
+        return x_BND + self.dense(features=self.size.embed_dim, axis=(-2, -1), name="proj")(y_BNHK)
+
+    def mlp(self, x_BND):
+        """x + MLP(LN(x)): fc2(gelu(fc1 x)), or fc3(silu(fc1 x) * fc2 x) for SwiGLU, named as published."""
+        normed = self.norm(name="norm2")(x_BND)
+        hidden = self.dense(features=self.size.mlp_dim, name="fc1")(normed)
+        if self.size.swiglu:
+            hidden = nn.silu(hidden) * self.dense(features=self.size.mlp_dim, name="fc2")(normed)
+        else:
+            hidden = nn.gelu(hidden, approximate=self.gelu == "tanh")
+        x_BND = x_BND + self.dense(features=self.size.embed_dim, name=f"fc{self.size.mlp_linears}")(hidden)
+        return nn.with_logical_constraint(x_BND, ("batch", "token", None))
 
 
-def stack_blocks(size: ViTSize, model: ModelConfig, eps: float = 1e-6) -> nn.Module:
-    """`size.depth` blocks as one module named "blocks", scanned `model.unroll` layers at a time (0: all unrolled)."""
-    block = Block
+class CrossBlock(Block):
+    """Pre-norm block whose queries attend to other tokens, which stay as they are: x + Attention(LN(x), LN(context)),
+    then x + MLP(LN(x)). `ropes`: None or the tables of queries and context; `valid` belongs to the context."""
+
+    @nn.compact
+    def __call__(self, x_BMD, context_BCD, ropes: tuple[Rope, Rope] | None = None, valid_BC=None):
+        heads = (self.size.num_heads, self.size.head_dim)
+        q_BMHK = self.dense(features=heads, name="query")(self.norm(name="norm1")(x_BMD))
+        kv = self.dense(features=(2, *heads), name="kv")(self.norm(name="norm_context")(context_BCD))
+        q_rope, k_rope = ropes or (None, None)
+        x_BMD = self.attend(x_BMD, q_BMHK, kv[:, :, 0], kv[:, :, 1], q_rope, k_rope, valid_BC)
+        return self.mlp(x_BMD)
+
+
+def make_block(size: ViTSize, model: ModelConfig, kind: type[Block] = Block, eps: float = EPS) -> Block:
+    """One block as the config wants it. It owns no parameters: `run_blocks` stacks and applies them."""
+    return kind(size, jnp.dtype(model.dtype), model.gelu, model.attention, eps, parent=None)
+
+
+def run_blocks(
+    owner: nn.Module, block: Block, model: ModelConfig, x_BND: jax.Array, *inputs: Any, levels: tuple[int, ...] = ()
+) -> list[jax.Array]:
+    """`block.size.depth` blocks, one after the other; their parameters are `owner`'s "blocks", stacked.
+
+    Args:
+      block: from `make_block`; called with (x, *inputs).
+      model: `unroll` layers a scan step (0: all) and what `remat` recomputes. Both leave parameters and numbers alone.
+      levels: blocks whose outputs are returned, ascending; the last block must be among them. Empty: the last one.
+
+    Returns:
+      [B, N, D] for every level.
+    """
+    depth = block.size.depth
+    if owner.is_initializing():
+        init = lambda rng: jax.vmap(lambda key: block.init(key, x_BND, *inputs)["params"])(jax.random.split(rng, depth))
+        params = owner.param("blocks", init)
+    else:
+        params = owner.get_variable("params", "blocks")
+
+    def layer(x_BND, params):
+        return block.apply({"params": params}, x_BND, *inputs), None
+
     if model.remat != "none":
-        block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[model.remat])
-    scanned = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(nn.broadcast, nn.broadcast),
-        length=size.depth,
-        unroll=model.unroll or size.depth,
-    )
-    return scanned(
-        size=size, dtype=jnp.dtype(model.dtype), gelu=model.gelu, attention=model.attention, eps=eps, name="blocks"
-    )
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[model.remat])
+    outputs, start = [], 0
+    for last in levels or (depth - 1,):
+        count = last + 1 - start
+        part = params if count == depth else jax.tree.map(lambda leaf: leaf[start : last + 1], params)  # noqa: B023
+        x_BND, _ = jax.lax.scan(layer, x_BND, part, unroll=min(model.unroll or depth, count))
+        outputs.append(x_BND)
+        start = last + 1
+    return outputs
 
 
 def rescale_blocks(params: dict[str, Any]) -> dict[str, Any]:
     """The published initialisation: proj and fc2 of block i (from 0) are divided by sqrt(2 (i + 1)).
 
     A block in the scan does not know its index, so this runs once on the fresh parameter tree (a dict with "blocks").
+    Of a SwiGLU it is the gate that is divided, as in the published code, not the output.
     """
     blocks = dict(params["blocks"])
     for name in ("proj", "fc2"):
@@ -89,29 +148,77 @@ def rescale_blocks(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "blocks": blocks}
 
 
+class LevelNorms(nn.Module):
+    """A LayerNorm for every level. __call__(list of [B, N, D]) returns them normalised, float32, last `keep` ones."""
+
+    @nn.compact
+    def __call__(self, levels: list[jax.Array], keep: int) -> list[jax.Array]:
+        shape = (len(levels), levels[0].shape[-1])
+        scale_LD = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias_LD = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        chosen = range(len(levels) - keep, len(levels))
+        return [layer_norm(levels[i], EPS) * scale_LD[i] + bias_LD[i] for i in chosen]
+
+
 class Encoder(nn.Module):
     """Tubelets to features.
 
-    __call__(patches_BNP, grid, ids_BN, valid_BN):
+    __call__(patches_BNP, grid, ids_BN, valid_BN, image, every_level):
       patches_BNP: normalised tubelets (ops.patches); all of a clip, or the ones kept by a mask.
       grid: tokens along time, height and width of the whole clip.
       ids_BN: int32 ids of the given tokens in the whole clip; None for all, in order.
       valid_BN: bool, False for padding; None if there is none.
-    Returns float32 [B, N, D] after the final LayerNorm.
+      image: the patches are of single frames (model.image_tokenizer).
+      every_level: all model.levels, concatenated (what V-JEPA 2.1 is trained on), instead of the last one.
+    Returns float32 [B, N, D] or [B, N, L*D] after the final LayerNorm (of each level).
     """
 
     model: ModelConfig
 
     @nn.compact
-    def __call__(self, patches_BNP, grid: Grid, ids_BN=None, valid_BN=None):
-        size, dtype = encoder_size(self.model), jnp.dtype(self.model.dtype)
+    def __call__(
+        self, patches_BNP, grid: Grid, ids_BN=None, valid_BN=None, image: bool = False, every_level: bool = False
+    ):
+        model, size = self.model, encoder_size(self.model)
         if ids_BN is None:
             ids_BN = all_ids(*patches_BNP.shape[:2])
-        x_BND = nn.Dense(size.embed_dim, dtype=dtype, kernel_init=weight_init, name="patch_embed")(patches_BNP)
+        x_BND = self._embed(patches_BNP, image)
         rope = None
-        if self.model.position == "sincos":
-            x_BND = x_BND + jnp.asarray(sincos_table(size.embed_dim, grid), dtype)[ids_BN]
+        if model.position == "sincos":
+            x_BND = x_BND + jnp.asarray(sincos_table(size.embed_dim, grid), x_BND.dtype)[ids_BN]
         else:
-            rope = rope_tables(ids_BN, grid, size.head_dim, ROPE_MODES[self.model.position])
-        x_BND, _ = stack_blocks(size, self.model)(x_BND, rope, valid_BN)
-        return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")(x_BND)
+            rope = rope_tables(ids_BN, grid, size.head_dim, ROPE_MODES[model.position], model.rope_grid)
+        tokens, special = x_BND.shape[1], model.registers + model.cls_token
+        if special:
+            x_BND, rope, valid_BN = self._append_special(x_BND, rope, valid_BN, special)
+        levels = run_blocks(self, make_block(size, model), model, x_BND, rope, valid_BN, levels=model.levels)
+        levels = [x_BND[:, :tokens] for x_BND in levels]
+        if not model.levels:
+            return nn.LayerNorm(epsilon=EPS, dtype=jnp.float32, use_fast_variance=False, name="norm")(levels[0])
+        keep = len(levels) if every_level else 1
+        return jnp.concatenate(LevelNorms(name="norms")(levels, keep), axis=-1)
+
+    def _embed(self, patches_BNP, image: bool):
+        """Patches to tokens; with an image tokenizer, plus the embedding of the modality."""
+        model, dtype = self.model, jnp.dtype(self.model.dtype)
+        dim = encoder_size(model).embed_dim
+        dense = functools.partial(nn.Dense, dim, dtype=dtype, kernel_init=weight_init)
+        if not model.image_tokenizer:
+            return dense(name="patch_embed")(patches_BNP)
+        embeds = self.param("modality_embed", modality_init, (2, dim), jnp.float32)
+        if self.is_initializing():  # a call sees one modality, the parameters of both must be made
+            for name, frames in (("patch_embed", model.tubelet_size), ("image_patch_embed", 1)):
+                x_BND = dense(name=name)(jnp.zeros((*patches_BNP.shape[:2], frames * model.patch_size**2 * 3)))
+            return x_BND
+        x_BND = dense(name="image_patch_embed" if image else "patch_embed")(patches_BNP)
+        return x_BND + embeds[IMAGE if image else VIDEO].astype(dtype)
+
+    def _append_special(self, x_BND, rope, valid_BN, count: int):
+        """CLS and register tokens; where they stand in the sequence changes nothing, so they come last."""
+        batch, _, dim = x_BND.shape
+        tokens = self.param("special_tokens", weight_init, (count, dim), jnp.float32).astype(x_BND.dtype)
+        x_BND = jnp.concatenate([x_BND, jnp.broadcast_to(tokens, (batch, count, dim))], axis=1)
+        rope = None if rope is None else append_unrotated(rope, count)
+        if valid_BN is not None:
+            valid_BN = jnp.pad(valid_BN, ((0, 0), (0, count)), constant_values=True)
+        return x_BND, rope, valid_BN

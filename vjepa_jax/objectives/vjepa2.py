@@ -1,6 +1,10 @@
-"""V-JEPA 2: predict the target encoder's features of masked tubelets from the visible ones (arXiv 2506.09985).
+"""V-JEPA 2 and 2.1: predict the target encoder's features of masked tubelets from the visible ones.
 
-Shape suffixes: B batch, N tokens, P values of one tubelet, D embedding, C context tokens, M target tokens.
+V-JEPA 2 (arXiv 2506.09985) predicts the last block's features of the masked tokens. V-JEPA 2.1 (arXiv 2603.14482) adds,
+each by its own setting: features of several blocks (model.levels), a loss on the visible tokens too
+(loss.context_weight), and images beside the videos (images).
+
+Shape suffixes: B batch, N tokens, P values of one tubelet, D embedding, L levels, C context tokens, M target tokens.
 """
 
 import dataclasses
@@ -10,19 +14,23 @@ import jax
 import jax.numpy as jnp
 
 from vjepa_jax.config import RunConfig
-from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.models.predictor import Predictor, predictor_flops
 from vjepa_jax.models.variants import encoder_size, predictor_size
 from vjepa_jax.models.vit import Encoder, rescale_blocks
 from vjepa_jax.ops.losses import latent_regression, layer_norm
 from vjepa_jax.ops.patches import normalize, patchify, token_grid
-from vjepa_jax.ops.tokens import gather_tokens
+from vjepa_jax.ops.tokens import distance_to_nearest, gather_tokens
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupOutputs:
-    """One mask group: ids int32 [B, C] and [B, M], validity or None, prediction and target float32 [B, M, D]."""
+    """One mask group: ids int32 [B, C] and [B, M], validity or None, prediction and target float32 [B, M, L*D].
+
+    `context` is the encoder's output for the visible tokens, [B, C, L*D]; `context_prediction` and `context_target` are
+    the predictor's output for them and what it should be, or None (model.predictor.predict_context).
+    """
 
     context_ids: jax.Array
     target_ids: jax.Array
@@ -30,13 +38,18 @@ class GroupOutputs:
     target_valid: jax.Array | None
     prediction: jax.Array
     target: jax.Array
+    context: jax.Array
+    context_prediction: jax.Array | None
+    context_target: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """`features`: the target encoder's output before its affine-free norm, float32 [B, N, D]; `groups`: one a mask."""
+    """`features`: the target encoder's last block after its norm, float32 [B, N, D]; `targets`: what is predicted, all
+    levels normalised without parameters, [B, N, L*D]; `groups`: one a mask."""
 
     features: jax.Array
+    targets: jax.Array
     groups: list[GroupOutputs]
 
 
@@ -57,45 +70,90 @@ class VJEPA2:
         encoder_rng, predictor_rng = jax.random.split(rng)
         ids = jnp.zeros((1, 2), jnp.int32)
         patches = jnp.zeros((1, 2, values), jnp.float32)
-        context = jnp.zeros((1, 2, encoder_size(model).embed_dim), jnp.float32)
+        context = jnp.zeros((1, 2, encoder_size(model).embed_dim * max(1, len(model.levels))), jnp.float32)
         encoder = self.encoder.init(encoder_rng, patches, grid, ids)["params"]
         predictor = self.predictor.init(predictor_rng, context, ids, ids, grid)["params"]
         encoder, predictor = rescale_blocks(encoder), rescale_blocks(predictor)
         return {"encoder": encoder, "predictor": predictor}, {"target": jax.tree.map(jnp.copy, encoder)}
 
     def loss(self, params: Params, aux: Params, batch: Params, rng: jax.Array, step: jax.Array):
-        """Mean over mask groups of the regression loss on the normalised target features."""
-        del rng, step  # nothing is drawn on the device
-        losses = [
-            latent_regression(g.prediction, g.target, g.target_valid, self.run.loss.exponent)
-            for g in self.outputs(params, aux, batch).groups
-        ]
+        """The regression loss on the normalised target features, averaged over mask groups.
+
+        With images, (videos + weight * images) / (1 + weight): a weight of 1 is the published average over ranks.
+        """
+        del rng  # nothing is drawn on the device
+        loss, metrics = self._stream_loss(params, aux, batch, step, self.run.loss.context_weight)
+        if self.run.images is not None:
+            stream = self.run.images
+            context_weight = self.run.loss.context_weight if stream.context_weight is None else stream.context_weight
+            images, image_metrics = self._stream_loss(params, aux, batch["images"], step, context_weight)
+            metrics |= {f"images/{name}": value for name, value in image_metrics.items()}
+            metrics |= {"videos/loss": loss}
+            loss = (loss + stream.weight * images) / (1.0 + stream.weight)
+        return loss, metrics | {"loss": loss}
+
+    def _stream_loss(self, params, aux, batch, step, context_weight: float):
+        """Loss and metrics of one stream of clips."""
+        exponent = self.run.loss.exponent
+        groups = self.outputs(params, aux, batch).groups
+        losses = [latent_regression(g.prediction, g.target, g.target_valid, exponent) for g in groups]
         loss = jnp.mean(jnp.stack(losses))
-        return loss, {"loss": loss, **{f"loss/group{i}": value for i, value in enumerate(losses)}}
+        metrics = {f"loss/group{i}": value for i, value in enumerate(losses)}
+        if context_weight:
+            grid = self._grid(batch["video"])
+            context = jnp.mean(jnp.stack([self._context_loss(g, grid) for g in groups]))
+            weight = context_weight * self._context_ramp(step)
+            metrics |= {"loss/target": loss, "loss/context": context, "context_weight": weight}
+            loss = loss + weight * context
+        return loss, metrics | {"loss": loss}
+
+    def _context_loss(self, group: GroupOutputs, grid) -> jax.Array:
+        """The loss on visible tokens, each divided by sqrt(distance to the nearest target) (2.1, section 3.1)."""
+        weight_BC = None
+        if self.run.loss.context_distance:
+            distance_BC = distance_to_nearest(group.context_ids, group.target_ids, grid, group.target_valid)
+            # padding repeats a token, which may lie on a target: no division by zero where nothing is counted
+            weight_BC = jax.lax.rsqrt(jnp.maximum(distance_BC, 1.0))
+        prediction, target = group.context_prediction, group.context_target
+        return latent_regression(prediction, target, group.context_valid, self.run.loss.exponent, weight_BC)
+
+    def _context_ramp(self, step: jax.Array) -> jax.Array:
+        """0 until the first step of loss.context_warmup, 1 from the second on, linear between."""
+        start, end = self.run.loss.context_warmup
+        return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0) if end else jnp.float32(1.0)
 
     def outputs(self, params: Params, aux: Params, batch: Params) -> Outputs:
-        """Predictions and targets of every mask group."""
+        """Predictions and targets of every mask group of one stream of clips."""
         patches_BNP, grid = self._patches(batch["video"])
+        image = self._is_image(batch["video"])
         with jax.named_scope("target"):
-            features_BND = jax.lax.stop_gradient(self._encode(aux["target"], patches_BNP, grid))
-            targets_BND = layer_norm(features_BND)
-        groups = [self._group(params, patches_BNP, targets_BND, grid, mask, i) for i, mask in enumerate(batch["masks"])]
-        return Outputs(features_BND, groups)
+            levels_BNX = jax.lax.stop_gradient(
+                self._encode(aux["target"], patches_BNP, grid, image=image, every_level=True)
+            )
+            features_BND = jnp.split(levels_BNX, max(1, len(self.run.model.levels)), axis=-1)
+            targets_BNX = jnp.concatenate([layer_norm(x_BND) for x_BND in features_BND], axis=-1)
+        groups = [
+            self._group(params, patches_BNP, targets_BNX, grid, mask, i, image) for i, mask in enumerate(batch["masks"])
+        ]
+        return Outputs(features_BND[-1], targets_BNX, groups)
 
-    def _group(self, params, patches_BNP, targets_BND, grid, mask, index) -> GroupOutputs:
+    def _group(self, params, patches_BNP, targets_BNX, grid, mask, index: int, image: bool) -> GroupOutputs:
         context, target = mask["context"], mask["target"]
         context_valid, target_valid = mask.get("context_valid"), mask.get("target_valid")
         with jax.named_scope("context"):
             kept_BCP = gather_tokens(patches_BNP, context)
-            z_BCD = self._encode(params["encoder"], kept_BCP, grid, context, context_valid)
+            z_BCX = self._encode(params["encoder"], kept_BCP, grid, context, context_valid, image, every_level=True)
         with jax.named_scope("predictor"):
             token = index if self.run.model.predictor.mask_token_per_group else 0
-            predict = self.predictor.apply
-            prediction = predict(
-                {"params": params["predictor"]}, z_BCD, context, target, grid, token, context_valid, target_valid
+            prediction, context_prediction = self.predictor.apply(
+                {"params": params["predictor"]},
+                *(z_BCX, context, target, grid, token, context_valid, target_valid, image),
             )
-        chosen_BMD = gather_tokens(targets_BND, target)
-        return GroupOutputs(context, target, context_valid, target_valid, prediction, chosen_BMD)
+        chosen = gather_tokens(targets_BNX, target)
+        seen = None if context_prediction is None else gather_tokens(targets_BNX, context)
+        return GroupOutputs(
+            *(context, target, context_valid, target_valid, prediction, chosen, z_BCX, context_prediction, seen)
+        )
 
     def after_update(self, params: Params, aux: Params, step: jax.Array) -> Params:
         """EMA of every encoder parameter, in float32, with the momentum of this step."""
@@ -115,38 +173,52 @@ class VJEPA2:
     def features(self, params: Params, video_BTYXC: jax.Array) -> jax.Array:
         """Features of whole clips, any size that divides into tubelets: float32 [B, T', H', W', D]."""
         patches_BNP, grid = self._patches(video_BTYXC)
-        return self._encode(params["encoder"], patches_BNP, grid).reshape(video_BTYXC.shape[0], *grid, -1)
+        features_BND = self._encode(params["encoder"], patches_BNP, grid, image=self._is_image(video_BTYXC))
+        return features_BND.reshape(video_BTYXC.shape[0], *grid, -1)
 
     def predict(
         self, params: Params, video_BTYXC: jax.Array, context_BC: jax.Array, target_BM: jax.Array, mask_index: int = 0
     ) -> jax.Array:
-        """Predicted normalised features at `target_BM` from the tokens `context_BC`: float32 [B, M, D]."""
+        """Predicted normalised features at `target_BM` from the tokens `context_BC`: float32 [B, M, L*D]."""
         patches_BNP, grid = self._patches(video_BTYXC)
-        z_BCD = self._encode(params["encoder"], gather_tokens(patches_BNP, context_BC), grid, context_BC)
-        return self.predictor.apply({"params": params["predictor"]}, z_BCD, context_BC, target_BM, grid, mask_index)
+        image = self._is_image(video_BTYXC)
+        kept_BCP = gather_tokens(patches_BNP, context_BC)
+        z_BCX = self._encode(params["encoder"], kept_BCP, grid, context_BC, image=image, every_level=True)
+        variables = {"params": params["predictor"]}
+        return self.predictor.apply(variables, z_BCX, context_BC, target_BM, grid, mask_index, image=image)[0]
 
-    def flops(self, budgets: list[tuple[int, int]]) -> dict[str, float]:
-        """Analytic FLOPs of one training clip, by part; `budgets` are the (context, target) tokens of each mask group.
+    def flops(self, budgets: list[tuple[int, int]], image: bool = False) -> dict[str, float]:
+        """Analytic FLOPs of one training clip (or image of the stream `images`), by part.
 
         The target is one forward pass, everything else forward and backward (3 forwards). No recomputation is counted.
+
+        Args:
+          budgets: (context, target) tokens of each mask group.
         """
-        model, (t, h, w) = self.run.model, self.run.grid
-        size, predictor = encoder_size(model), predictor_size(model)
-        values = model.tubelet_size * model.patch_size**2 * 3
-        embed = lambda n: 2.0 * n * values * size.embed_dim
-        tokens = t * h * w
-        heads = lambda c, m: 2.0 * (c + m) * size.embed_dim * predictor.embed_dim
+        model, size = self.run.model, encoder_size(self.run.model)
+        t, h, w = self.run.images_run.grid if image else self.run.grid
+        values = (1 if image else model.tubelet_size) * model.patch_size**2 * 3
+        special = model.registers + model.cls_token
+        encode = lambda n: size.forward_flops(n + special) + 2.0 * n * values * size.embed_dim
         return {
-            "target": size.forward_flops(tokens) + embed(tokens),
-            "context": 3.0 * sum(size.forward_flops(c) + embed(c) for c, _ in budgets),
-            "predictor": 3.0 * sum(predictor.forward_flops(c + m) + heads(c, m) for c, m in budgets),
+            "target": encode(t * h * w),
+            "context": 3.0 * sum(encode(c) for c, _ in budgets),
+            "predictor": 3.0 * sum(predictor_flops(model, c, m) for c, m in budgets),
         }
 
-    def _patches(self, video_BTYXC):
-        model = self.run.model
-        grid = token_grid(video_BTYXC.shape, model.tubelet_size, model.patch_size)
-        video = normalize(video_BTYXC, jnp.dtype(model.dtype))
-        return patchify(video, model.tubelet_size, model.patch_size), grid
+    def _is_image(self, video_BTYXC) -> bool:
+        return self.run.model.image_tokenizer and video_BTYXC.shape[1] == 1
 
-    def _encode(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None):
-        return self.encoder.apply({"params": params}, patches_BNP, grid, ids_BN, valid_BN)
+    def _tubelet(self, video_BTYXC) -> int:
+        return 1 if self._is_image(video_BTYXC) else self.run.model.tubelet_size
+
+    def _grid(self, video_BTYXC):
+        return token_grid(video_BTYXC.shape, self._tubelet(video_BTYXC), self.run.model.patch_size)
+
+    def _patches(self, video_BTYXC):
+        video = normalize(video_BTYXC, jnp.dtype(self.run.model.dtype))
+        patches_BNP = patchify(video, self._tubelet(video_BTYXC), self.run.model.patch_size)
+        return patches_BNP, self._grid(video_BTYXC)
+
+    def _encode(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False, every_level=False):
+        return self.encoder.apply({"params": params}, patches_BNP, grid, ids_BN, valid_BN, image, every_level)

@@ -21,19 +21,26 @@ def token_positions(ids: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array, j
     return ids // (height * width), ids // width % height, ids % width
 
 
-def rope_tables(ids_BN: jax.Array, grid: Grid, head_dim: int, mode: str) -> tuple[jax.Array, jax.Array]:
+def rope_tables(
+    ids_BN: jax.Array, grid: Grid, head_dim: int, mode: str, side: int | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines that `apply_rope` multiplies with, float32 [B, N, head_dim].
 
     mode "tiled" is what V-JEPA 2 was trained with: channels 2j and 2j+1 of an axis get the angles of frequencies 2j and
     2j+1 modulo half, not a shared one. "interleaved" is a true rotation (V-JEPA 2.1). Pass-through channels have
     cosine 1 and sine 0.
+
+    side: rows and columns are scaled so that they span 0 to side - 1 whatever the grid (V-JEPA 2.1: 16, the grid of
+    256 px; app/vjepa_2_1/models/utils/modules.py). A grid of one row or column stays at 0, where the published code
+    divides by zero.
     """
     channels = axis_channels(head_dim)
     half = channels // 2
     omega = jnp.asarray(10000.0 ** (-np.arange(half) / half), jnp.float32)
+    scales = [1.0] + [1.0 if side is None else (side - 1) / max(n - 1, 1) for n in grid[1:]]
     angles = []
-    for position_BN in token_positions(ids_BN, grid):
-        angle = position_BN[..., None].astype(jnp.float32) * omega
+    for position_BN, scale in zip(token_positions(ids_BN, grid), scales, strict=True):
+        angle = (position_BN[..., None].astype(jnp.float32) * scale) * omega
         if mode == "tiled":
             angles.append(jnp.concatenate([angle, angle], axis=-1))
         elif mode == "interleaved":
@@ -43,6 +50,12 @@ def rope_tables(ids_BN: jax.Array, grid: Grid, head_dim: int, mode: str) -> tupl
     rest = jnp.zeros((*ids_BN.shape, head_dim - 3 * channels), jnp.float32)
     angle_BNK = jnp.concatenate([*angles, rest], axis=-1)
     return jnp.cos(angle_BNK), jnp.sin(angle_BNK)
+
+
+def append_unrotated(rope: tuple[jax.Array, jax.Array], count: int) -> tuple[jax.Array, jax.Array]:
+    """The tables with `count` more tokens that carry no position (CLS, registers)."""
+    widths = ((0, 0), (0, count), (0, 0))
+    return jnp.pad(rope[0], widths, constant_values=1.0), jnp.pad(rope[1], widths)
 
 
 def apply_rope(x_BNHK: jax.Array, cos_BNK: jax.Array, sin_BNK: jax.Array) -> jax.Array:

@@ -42,11 +42,14 @@ def nearest_context(context_BC: jax.Array, target_BM: jax.Array, grid: Grid, val
     Ties go to the lowest id, that is to the past. With a future-only mask this is the last visible token at the place.
     """
     positions = lambda ids: jnp.stack(token_positions(ids, grid), -1).astype(jnp.float32)
-    gap = positions(target_BM)[:, :, None] - positions(context_BC)[:, None]
-    distance_BMC = jnp.square(gap).sum(-1)
-    if valid_BC is not None:
-        distance_BMC = jnp.where(valid_BC[:, None], distance_BMC, jnp.inf)
-    return distance_BMC.argmin(-1).astype(jnp.int32)
+    valid_BC = jnp.ones(context_BC.shape, bool) if valid_BC is None else valid_BC
+
+    def nearest(clip):  # one clip at a time: at 64 frames of 384 px the distances of one are 240 MB
+        context_C, target_M, valid_C = clip
+        distance_MC = jnp.square(positions(target_M)[:, None] - positions(context_C)).sum(-1)
+        return jnp.where(valid_C, distance_MC, jnp.inf).argmin(-1).astype(jnp.int32)
+
+    return jax.lax.map(nearest, (context_BC, target_BM, valid_BC))
 
 
 def make_health(objective: Any, run: RunConfig):
@@ -55,6 +58,7 @@ def make_health(objective: Any, run: RunConfig):
     rankme, rankme_max (the channels), feature_std (mean and min over channels, of normalised features across tokens),
     pair_cosine; and on the same clips health_loss beside baseline_copy (copy the target feature of the nearest visible
     token) and baseline_mean (predict the mean feature of all tokens): a model that understands something beats both.
+    Of a second stream of images nothing is looked at.
     """
 
     def health(state: Any, batch: Any) -> dict[str, jax.Array]:
@@ -63,11 +67,11 @@ def make_health(objective: Any, run: RunConfig):
         features_XD = outputs.features.reshape(-1, outputs.features.shape[-1])
         normal_BND = layer_norm(outputs.features)
         std_D = normal_BND.reshape(features_XD.shape).std(0)
-        mean_D = normal_BND.mean((0, 1))
+        mean_D = outputs.targets.mean((0, 1))
         losses, copies, means = [], [], []
         for g in outputs.groups:
             near_BM = nearest_context(g.context_ids, g.target_ids, run.grid, g.context_valid)
-            copied = gather_tokens(normal_BND, jnp.take_along_axis(g.context_ids, near_BM, axis=1))
+            copied = gather_tokens(outputs.targets, jnp.take_along_axis(g.context_ids, near_BM, axis=1))
             for total, guess in ((losses, g.prediction), (copies, copied), (means, mean_D)):
                 total.append(latent_regression(guess, g.target, g.target_valid, run.loss.exponent))
         average = lambda values: jnp.mean(jnp.stack(values))
