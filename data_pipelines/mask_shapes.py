@@ -24,7 +24,7 @@ class GroupPlan:
       block: size of a cuboid in tokens (time, height, width).
       masked: what `ratio` comes to: tokens (cuboid, random), columns (tube) or time steps (frame, causal).
       context_steps: context comes from time steps below this one only; all later tokens are target.
-      context, target: static budgets in tokens.
+      context, target: static budgets in tokens; of kind separate `target` is that of one box.
     """
 
     kind: str
@@ -32,11 +32,17 @@ class GroupPlan:
     spatial_scale: tuple[float, float]
     temporal_scale: tuple[float, float]
     aspect_ratio: tuple[float, float]
+    context_scale: tuple[float, float]
     block: Grid
     masked: int
     context_steps: int
     context: int
     target: int
+
+    @property
+    def boxes(self) -> int:
+        """Target sets that are predicted on their own."""
+        return self.num_blocks if self.kind == "separate" else 1
 
 
 def random_keys(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -166,6 +172,22 @@ def _draw_multiblock(
     for u in uniforms[3:]:
         bits |= box << corners[int(u * places)]
     return bits
+
+
+def draw_separate(group: GroupPlan, grid: Grid, rng: np.random.Generator) -> tuple[int, list[int]]:
+    """Kind separate: context and target boxes as integers. One size for the boxes of a clip; the context is one box of
+    the frame's shape, over all time, without the targets."""
+    uniforms = rng.random(5 + group.num_blocks).tolist()
+    box, corners = _placements_bits(block_size(group, grid, uniforms[:3]), grid)
+    targets = [box << corners[int(u * len(corners))] for u in uniforms[5:]]
+    low, high = group.context_scale
+    side = math.sqrt(low + uniforms[3] * (high - low))
+    size = (grid[0], *(min(n, max(1, round(n * side))) for n in grid[1:]))
+    box, corners = _placements_bits(size, grid)
+    context = box << corners[int(uniforms[4] * len(corners))]
+    for target in targets:
+        context &= ~target
+    return context, targets
 
 
 def _draw_cuboids(size: Grid, masked: int, grid: Grid, rng: np.random.Generator) -> np.ndarray:

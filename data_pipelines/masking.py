@@ -15,6 +15,7 @@ from data_pipelines.mask_shapes import (
     Grid,
     GroupPlan,
     draw_hidden,
+    draw_separate,
     grow,
     mark_smallest,
     random_keys,
@@ -48,6 +49,11 @@ class MaskPlan:
     policy: str
     truncation_group: int
     groups: tuple[GroupPlan, ...]
+
+    @property
+    def budgets(self) -> list[tuple[int, int]]:
+        """(context, target) tokens of every predicted set: one a group, of kind separate one a box."""
+        return [(group.context, group.target) for group in self.groups for _ in range(group.boxes)]
 
 
 def make_plan(run: RunConfig) -> MaskPlan:
@@ -100,8 +106,7 @@ def budgets(
     if policy == "first_k":
         return _first_k_budgets(group, grid, context, target, truncation_group, name)
     rng = np.random.default_rng(0)
-    hidden = np.array([draw_hidden(group, grid, rng).bit_count() for _ in range(SIMULATED_DRAWS)])
-    visible = math.prod(grid) - hidden
+    visible, hidden = np.array([_counts(group, grid, rng) for _ in range(SIMULATED_DRAWS)]).T
     if group.kind == "cuboid":
         target = target or group.masked
     met = (visible >= (context or 1)) & (hidden >= (target or 1))
@@ -112,6 +117,15 @@ def budgets(
             f"context and {hidden.min()} to {hidden.max()} target tokens: lower the budgets or hide less"
         )
     return context or _low_count(visible[met]), target or _low_count(hidden[met])
+
+
+def _counts(group: GroupPlan, grid: Grid, rng: np.random.Generator) -> tuple[int, int]:
+    """Context tokens of one draw, and its target tokens (of one box)."""
+    if group.kind == "separate":
+        context, targets = draw_separate(group, grid, rng)
+        return context.bit_count(), targets[0].bit_count()
+    hidden = draw_hidden(group, grid, rng).bit_count()
+    return math.prod(grid) - hidden, hidden
 
 
 def _low_count(counts: np.ndarray) -> int:
@@ -145,7 +159,8 @@ def draw_masks(plan: MaskPlan, rng: np.random.Generator) -> list[dict[str, np.nd
       rng: the only source of randomness; equal generators give equal masks.
 
     Returns:
-      Per group {"context": int32[Kc], "target": int32[Kt]}, sorted, disjoint, exactly the budgets.
+      Per group {"context": int32[Kc], "target": int32[Kt]}, sorted, disjoint, exactly the budgets. Of kind separate,
+      "target" is int32[num_blocks * Kt]: box after box, each sorted; boxes may share tokens.
 
     Raises:
       ValueError: a plan of another policy, or a generator without 64-bit output (MT19937).
@@ -155,11 +170,16 @@ def draw_masks(plan: MaskPlan, rng: np.random.Generator) -> list[dict[str, np.nd
     everything = (1 << tokens) - 1
     sets, counts, sizes = [], [], []  # of context and target of the first group, then of the second, ...
     for group in plan.groups:
-        hidden = _draw_sufficient(group, plan.grid, rng)
-        count = hidden.bit_count()
-        sets += (everything ^ hidden, hidden)
-        counts += (tokens - count, count)
-        sizes += (group.context, group.target)
+        if group.kind == "separate":
+            drawn = _draw_sufficient_boxes(group, plan.grid, rng)
+            sets += drawn
+            counts += [bits.bit_count() for bits in drawn]
+        else:
+            hidden = _draw_sufficient(group, plan.grid, rng)
+            count = hidden.bit_count()
+            sets += (everything ^ hidden, hidden)
+            counts += (tokens - count, count)
+        sizes += (group.context, *[group.target] * group.boxes)
     # All sets of the clip go through each numpy call together: at this size a call costs more than its tokens.
     width = (tokens + 7) // 8
     raw = np.frombuffer(b"".join([bits.to_bytes(width, "little") for bits in sets]), np.uint8)
@@ -168,7 +188,8 @@ def draw_masks(plan: MaskPlan, rng: np.random.Generator) -> list[dict[str, np.nd
     ids -= _offsets(8 * width, tuple(sizes))
     ids, masks, start = ids.astype(np.int32), [], 0
     for group in plan.groups:
-        middle, stop = start + group.context, start + group.context + group.target
+        middle = start + group.context
+        stop = middle + group.target * group.boxes
         masks.append({"context": ids[start:middle], "target": ids[middle:stop]})
         start = stop
     return masks
@@ -210,6 +231,14 @@ def _draw_sufficient(group: GroupPlan, grid: Grid, rng: np.random.Generator) -> 
     early = np.zeros(grid, bool)
     early[: group.context_steps] = True
     return to_bits(~grow(~side, count - most, early, rng))
+
+
+def _draw_sufficient_boxes(group: GroupPlan, grid: Grid, rng: np.random.Generator) -> list[int]:
+    """Context and target boxes of kind separate with at least the budgets. `budgets` saw draws that have them."""
+    while True:
+        context, targets = draw_separate(group, grid, rng)
+        if context.bit_count() >= group.context and targets[0].bit_count() >= group.target:
+            return [context, *targets]
 
 
 def draw_masks_first_k(plan: MaskPlan, position: int, seed: int) -> list[dict[str, np.ndarray]]:
@@ -288,7 +317,12 @@ def _pad(ids: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_ranges(config: MaskGroupConfig, name: str) -> None:
-    for key, top in (("spatial_scale", 1.0), ("temporal_scale", 1.0), ("aspect_ratio", math.inf)):
+    for key, top in (
+        ("spatial_scale", 1.0),
+        ("temporal_scale", 1.0),
+        ("context_scale", 1.0),
+        ("aspect_ratio", math.inf),
+    ):
         low, high = getattr(config, key)
         if not 0.0 < low <= high <= top:
             bound = "" if math.isinf(top) else " <= 1"
@@ -324,6 +358,7 @@ def _resolve(config: MaskGroupConfig, grid: Grid, tubelet: int, patch: int, name
         spatial_scale=config.spatial_scale,
         temporal_scale=config.temporal_scale,
         aspect_ratio=config.aspect_ratio,
+        context_scale=config.context_scale,
         block=_block(config, grid, tubelet, patch, name) if config.kind == "cuboid" else (1, 1, 1),
         masked=masked,
         context_steps=max(1, int(steps * config.max_temporal_keep)),

@@ -41,6 +41,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This process's share of every global batch from `start_step` on, without end. Close the iterator (`close()`).
 
+    With `run.images` a batch also holds "images", {"video", "masks"} of the second stream, and "substituted" counts for
+    both: int32[B + B of the images].
+
     Example e of the mixed stream goes to process e % process_count. With data.clips_per_video = K every clip is an
     example of its own: an epoch of a source visits each video K times, once for each part of the video.
 
@@ -58,6 +61,29 @@ def train_batches(
       DataError: sources that cannot be opened (at once), or 32 undecodable videos in a row (while iterating).
       ConfigError: mask budgets that no draw can meet.
     """
+    share = {
+        "process_index": process_index,
+        "process_count": process_count,
+        "start_step": start_step,
+        "ledger": _ledger_of_process(ledger, process_index),
+    }
+    batches = _train_stream(run, **share)
+    return batches if run.images is None else _joined(batches, _train_stream(run.images_run, **share))
+
+
+def _joined(batches: Iterator[Batch], images: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches of videos that carry those of images."""
+    with contextlib.closing(batches), contextlib.closing(images):
+        for batch, image_batch in zip(batches, images, strict=True):
+            pictures = {key: image_batch[key] for key in ("video", "masks")}
+            substituted = np.concatenate([batch["substituted"], image_batch["substituted"]])
+            yield batch | {"images": pictures, "substituted": substituted}
+
+
+def _train_stream(
+    run: RunConfig, *, process_index: int, process_count: int, start_step: int, ledger: str | None
+) -> Iterator[Batch]:
+    """The batches of one stream; see `train_batches`."""
     if run.batch_size % process_count:
         raise DataError(f"batch_size={run.batch_size} is not divisible by the {process_count} processes: change it")
     data, local = run.data, run.batch_size // process_count
@@ -78,7 +104,7 @@ def train_batches(
         data=data,
         plan=masking.make_plan(run),
         seed=seed,
-        ledger=_ledger_of_process(ledger, process_index),
+        ledger=ledger,
     )
     stream = grain.MapDataset.mix(streams, data.weights or None).map_with_index(_with_position)
     # The generator of an example follows from its place in the stream, so it is drawn before the stream is divided.

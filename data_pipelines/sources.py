@@ -1,7 +1,7 @@
 """Where videos come from: folders, manifests and ArrayRecord files, told apart by the path itself.
 
-  folder              all videos below it, sorted. Label: index of the first-level subfolder among the sorted ones that
-                      hold videos; -1 for videos directly in the folder
+  folder              all videos below it (for clips of one frame also all pictures), sorted. Label: index of the
+                      first-level subfolder among the sorted ones that hold videos; -1 for videos directly in the folder
   one video file      a source of one video, label -1
   *.csv, *.txt        manifest. With a header line that names a `path` column: columns path, label (all integers, or
                       names that become indices into the sorted names), split, group or scene; others are ignored.
@@ -29,6 +29,7 @@ from vjepa_jax.config import DataConfig
 SUFFIXES = tuple(
     ".3gp .avi .flv .gif .h264 .ivf .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv .y4m".split()
 )
+IMAGE_SUFFIXES = tuple(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
 MANIFEST_SUFFIXES = (".csv", ".txt")
 
 _HEADER_LENGTH = struct.Struct("<I")
@@ -104,20 +105,20 @@ def open_sources(data: DataConfig) -> list[Source]:
     """
     if not data.paths:
         raise DataError("data.path is empty: give a folder of videos, a manifest (.csv) or .array_record files")
-    return [open_source(path, split=data.split) for path in data.paths]
+    return [open_source(path, split=data.split, pictures=data.num_frames == 1) for path in data.paths]
 
 
-def open_source(path: str, *, split: str = "") -> Source:
-    """One source; see `open_sources`."""
+def open_source(path: str, *, split: str = "", pictures: bool = False) -> Source:
+    """One source; see `open_sources`. `pictures`: a folder's pictures count as videos of one frame."""
     path = os.path.abspath(os.path.expanduser(path))
     folder, name = os.path.split(path)
     if ".array_record" in name or (os.path.isdir(path) and glob.glob(f"{glob.escape(path)}/*.array_record*")):
         return _from_array_records(path, split)
     if not os.path.exists(path):
         raise DataError(f"no such file or folder: {path}")
-    suffix = os.path.splitext(name)[1].lower()
-    if os.path.isdir(path) or suffix in SUFFIXES:
-        rows, class_names = _walk(path) if os.path.isdir(path) else ([Row(path)], ())
+    suffix, suffixes = os.path.splitext(name)[1].lower(), SUFFIXES + (IMAGE_SUFFIXES if pictures else ())
+    if os.path.isdir(path) or suffix in suffixes:
+        rows, class_names = _walk(path, suffixes) if os.path.isdir(path) else ([Row(path)], ())
     elif suffix in MANIFEST_SUFFIXES:
         rows, class_names = _read_manifest(path)
         rows = [Row(os.path.join(folder, row.name), row.label, row.group, row.split) for row in rows]
@@ -154,16 +155,16 @@ def _in_split(path: str, splits: Sequence[str], split: str) -> Sequence[int]:
     return keep
 
 
-def _walk(root: str) -> tuple[list[Row], tuple[str, ...]]:
+def _walk(root: str, suffixes: tuple[str, ...]) -> tuple[list[Row], tuple[str, ...]]:
     """All videos below a folder, sorted by path, links followed; and the first-level subfolders that hold some."""
     found, seen = [], set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         # Links may lead back up: enter every real folder once.
         seen.add(os.path.realpath(folder))
         subfolders[:] = sorted(s for s in subfolders if os.path.realpath(os.path.join(folder, s)) not in seen)
-        found += [os.path.join(folder, f) for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
+        found += [os.path.join(folder, f) for f in files if f.lower().endswith(suffixes) and not f.startswith(".")]
     if not found:
-        raise DataError(f"no videos in {root}: looked in all subfolders for {' '.join(SUFFIXES)}")
+        raise DataError(f"no videos in {root}: looked in all subfolders for {' '.join(suffixes)}")
     for path in found:
         try:
             path.encode()
@@ -203,7 +204,7 @@ def _parse_line(path: str, number: int, line: str) -> Row:
     *name, label = [part.strip() for part in (line.rsplit("::", 1) if "::" in line else line.rsplit(None, 1))]
     if name and name[0] and _INTEGER.fullmatch(label) and int(label) >= -1:
         return Row(name[0].strip('"'), int(label))
-    if line.lower().endswith(SUFFIXES):
+    if line.lower().endswith(SUFFIXES + IMAGE_SUFFIXES):
         return Row(line)
     raise DataError(
         f"{path}:{number}: cannot read {line!r}: write `path label` (label: an integer from 0, or -1), "

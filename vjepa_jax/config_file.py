@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from vjepa_jax import config as config_lib
 from vjepa_jax.config import ConfigError, RunConfig, from_config_dict
 from vjepa_jax.config_build import hint
+from vjepa_jax.config_stages import expand
 
 
 def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -21,8 +22,20 @@ def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     A file sets what differs from the defaults of config.py; any key of config.py can be overridden.
 
     Raises:
-      ConfigError: no such file, an unknown key (with the nearest known one), a value of the wrong type.
+      ConfigError: no such file, an unknown key (with the nearest known one), a value of the wrong type, a ladder.
     """
+    return from_config_dict(_overridden(path, overrides))
+
+
+def load_stages(path: str, overrides: list[str] | tuple[str, ...] = ()) -> list[tuple[str, RunConfig]]:
+    """As `load`, for a file that may set `stages`: (name, run) of each, or one named "" (config_stages.expand).
+
+    An override changes the config that the stages differ from: what a stage sets itself stays.
+    """
+    return expand(_overridden(path, overrides))
+
+
+def _overridden(path: str, overrides: list[str] | tuple[str, ...]) -> ConfigDict:
     config = read(path)
     _check_keys(config, overrides)
     argv = ["vjepa", *overrides]
@@ -32,7 +45,7 @@ def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
         values(argv)
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{' '.join(overrides)}: {_one_line(error)}") from error
-    return from_config_dict(holder.value)
+    return holder.value
 
 
 def read(path: str) -> ConfigDict:
@@ -45,8 +58,14 @@ def read(path: str) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"config file {file} does not define get_config()")
+    variants = getattr(module, "VARIANTS", ())
+    if argument and variants and argument not in variants:
+        raise ConfigError(
+            f"config file {file} has no variant {argument!r}: the ones there are {', '.join(variants)}"
+            f"{hint(argument, variants)}"
+        )
     given = module.get_config(argument) if argument else module.get_config()
-    config = ConfigDict(_template(RunConfig)).lock()
+    config = ConfigDict(_template(RunConfig, given)).lock()
     try:
         with config.ignore_type():
             config.update(given)
@@ -63,13 +82,17 @@ def _check_keys(config: ConfigDict, overrides: list[str] | tuple[str, ...]) -> N
             raise ConfigError(f"unknown config key {key}{hint(key, known)}")
 
 
-def _template(cls: type) -> dict[str, Any]:
-    """Every key with its default; keys without one, or with None, as typed placeholders."""
+def _template(cls: type, given: Any = None) -> dict[str, Any]:
+    """Every key with its default; keys without one, or with None, as typed placeholders.
+
+    An optional group (images, say) has its keys where `given` sets it, and is a placeholder elsewhere.
+    """
     hints, values = typing.get_type_hints(cls), {}
     for f in dataclasses.fields(cls):
         kind = hints[f.name]
-        if dataclasses.is_dataclass(kind):
-            values[f.name] = _template(kind)
+        group = _plain_type(kind)
+        if dataclasses.is_dataclass(group) and (group is kind or (given is not None and given.get(f.name))):
+            values[f.name] = _template(group)
             continue
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if default is dataclasses.MISSING or default is None:

@@ -15,6 +15,7 @@ from vjepa_jax.models.vit import (
     EPS,
     IMAGE,
     ROPE_MODES,
+    SINCOS_AXES,
     VIDEO,
     CrossBlock,
     make_block,
@@ -62,8 +63,8 @@ class Predictor(nn.Module):
             embeds = self.param("modality_embed", modality_init, (2, size.embed_dim), jnp.float32).astype(dtype)
             embed = embeds[IMAGE if image else VIDEO]
             context_BCE, queries_BME = context_BCE + embed, queries_BME + embed
-        if model.position == "sincos":
-            table = jnp.asarray(sincos_table(size.embed_dim, grid), dtype)
+        if model.position in SINCOS_AXES:
+            table = jnp.asarray(sincos_table(size.embed_dim, grid, SINCOS_AXES[model.position]), dtype)
             context_BCE, queries_BME = context_BCE + table[context_ids_BC], queries_BME + table[target_ids_BM]
         run = self._joint if cfg.kind == "joint" else self._cross
         context_BCE, queries_BME = run(
@@ -85,7 +86,7 @@ class Predictor(nn.Module):
         return dense(self.model.predictor.embed_dim, name="embed")(context_BCD)
 
     def _rope(self, ids_BN, grid: Grid):
-        if self.model.position == "sincos":
+        if self.model.position in SINCOS_AXES:
             return None
         return rope_tables(ids_BN, grid, predictor_size(self.model).head_dim, ROPE_MODES[self.model.position])
 
@@ -104,7 +105,7 @@ class Predictor(nn.Module):
         """Mask tokens attend to the context; they do not see each other."""
         del target_valid_BM  # a padded target is seen by nobody
         ropes = None
-        if self.model.position != "sincos":
+        if self.model.position in ROPE_MODES:
             ropes = (self._rope(target_ids_BM, grid), self._rope(context_ids_BC, grid))
         block = make_block(predictor_size(self.model), self.model, CrossBlock)
         (queries_BME,) = run_blocks(self, block, self.model, queries_BME, context_BCE, ropes, context_valid_BC)

@@ -8,13 +8,14 @@ An objective is an object with
   eval_params(params, aux) -> params              the parameters that are evaluated and published
   features(params, video) -> [B, T', H', W', D]   the one tensor that every evaluation reads
   predict(params, video, context, target) -> [B, M, D]     latent forecasts at token ids
-  flops(batch_masks) -> dict                      analytic FLOPs a clip, by part
+  flops(budgets, image=False) -> dict             analytic FLOPs a clip, by part
 """
 
 from vjepa_jax.config import ConfigError, RunConfig
+from vjepa_jax.objectives.ijepa import IJEPA
 from vjepa_jax.objectives.vjepa2 import VJEPA2
 
-OBJECTIVES = {"vjepa2": VJEPA2}
+OBJECTIVES = {"vjepa2": VJEPA2, "ijepa": IJEPA}
 
 
 def create(run: RunConfig):

@@ -94,9 +94,8 @@ class VJEPA2:
 
     def _stream_loss(self, params, aux, batch, step, context_weight: float):
         """Loss and metrics of one stream of clips."""
-        exponent = self.run.loss.exponent
         groups = self.outputs(params, aux, batch).groups
-        losses = [latent_regression(g.prediction, g.target, g.target_valid, exponent) for g in groups]
+        losses = [self.regression(g.prediction, g.target, g.target_valid) for g in groups]
         loss = jnp.mean(jnp.stack(losses))
         metrics = {f"loss/group{i}": value for i, value in enumerate(losses)}
         if context_weight:
@@ -115,7 +114,12 @@ class VJEPA2:
             # padding repeats a token, which may lie on a target: no division by zero where nothing is counted
             weight_BC = jax.lax.rsqrt(jnp.maximum(distance_BC, 1.0))
         prediction, target = group.context_prediction, group.context_target
-        return latent_regression(prediction, target, group.context_valid, self.run.loss.exponent, weight_BC)
+        return self.regression(prediction, target, group.context_valid, weight_BC)
+
+    def regression(self, prediction, target, valid=None, weight=None) -> jax.Array:
+        """The distance of `loss` between predictions and targets; also what the health's baselines are measured in."""
+        loss = self.run.loss
+        return latent_regression(prediction, target, valid, loss.exponent, weight, loss.smooth_l1)
 
     def _context_ramp(self, step: jax.Array) -> jax.Array:
         """0 until the first step of loss.context_warmup, 1 from the second on, linear between."""

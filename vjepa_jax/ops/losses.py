@@ -21,14 +21,19 @@ def latent_regression(
     valid_BK: jax.Array | None = None,
     exponent: float = 1.0,
     weight_BK: jax.Array | None = None,
+    smooth_l1: bool = False,
 ) -> jax.Array:
     """mean of weight |prediction - target|^exponent / exponent over valid tokens and channels; float32 scalar.
 
     exponent 1 is the L1 loss of V-JEPA 2 (arXiv 2506.09985, eq. 1; vjepa2 app/vjepa/train.py). The mean is over the
     tokens, not over their weights (app/vjepa_2_1/train.py).
+
+    smooth_l1: e^2 / 2 where the error e is below 1, e - 1/2 elsewhere, in place of the power (I-JEPA).
     """
     error = jnp.abs(prediction_BKD.astype(jnp.float32) - target_BKD.astype(jnp.float32))
-    if exponent != 1.0:
+    if smooth_l1:
+        error = jnp.where(error < 1.0, 0.5 * error**2, error - 0.5)
+    elif exponent != 1.0:
         error = error**exponent / exponent
     error_BK = error.mean(-1)
     if weight_BK is not None:

@@ -66,16 +66,20 @@ def apply_rope(x_BNHK: jax.Array, cos_BNK: jax.Array, sin_BNK: jax.Array) -> jax
     return x_BNHK * cos + rotated * sin
 
 
-def sincos_table(dim: int, grid: Grid) -> np.ndarray:
-    """Fixed 3D sin-cos position embedding with equal channels for each axis ("uniform_power"), float32 [N, dim].
+def sincos_table(dim: int, grid: Grid, axes: int = 3) -> np.ndarray:
+    """Fixed sin-cos position embedding of every token, float32 [N, dim].
 
-    Each axis gets 2*ceil(dim/6) channels, [sin | cos] of position * 10000**(-j/(d/2)), order time, height, width; the
-    concatenation is cut to `dim` (vjepa2 src/models/utils/pos_embs.py).
+    An axis of d channels gets [sin | cos] of position * 10000**(-j/(d/2)).
+      axes 3: equal channels for time, row and column, 2*ceil(dim/6) each ("uniform_power"), cut to `dim` (V-JEPA 1;
+        vjepa2 src/models/utils/pos_embs.py).
+      axes 2: half of the channels for the column, then half for the row (MAE and I-JEPA); time is not told.
     """
-    per_axis = 2 * int(np.ceil(dim / 6))
+    time, row, column = np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid), indexing="ij")
+    positions = (time, row, column) if axes == 3 else (column, row)
+    per_axis = 2 * int(np.ceil(dim / (2 * axes)))
     omega = 10000.0 ** (-np.arange(per_axis // 2) / (per_axis / 2.0))
     parts = []
-    for position in np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid), indexing="ij"):
+    for position in positions:
         angle = position.reshape(-1, 1) * omega
         parts.append(np.concatenate([np.sin(angle), np.cos(angle)], axis=1))
     return np.concatenate(parts, axis=1)[:, :dim].astype(np.float32)

@@ -35,9 +35,12 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks/proj/kernel$", (None, "heads", None, "embed")),
     (r"blocks/fc1/kernel$", (None, "embed", "mlp")),
     (r"blocks/fc2/kernel$", (None, "mlp", "embed")),
-    (r"(patch_embed|embed)/kernel$", (None, "embed")),
-    (r"out/kernel$", ("embed", None)),
-    (r"(bias|scale|mask_tokens)$", ()),
+    (r"blocks/query/kernel$", (None, "embed", "heads", None)),
+    (r"blocks/kv/kernel$", (None, "embed", None, "heads", None)),
+    (r"blocks/fc3/kernel$", (None, "mlp", "embed")),
+    (r"(patch_embed|embed|embed_levels)/kernel$", (None, "embed")),
+    (r"out(_context)?/kernel$", ("embed", None)),
+    (r"(bias|scale|_tokens|modality_embed)$", ()),
 )
 
 
@@ -60,6 +63,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 def check_batch(run: RunConfig, mesh: Mesh) -> None:
     """Raises ConfigError where a micro-batch does not divide over the data axes of the mesh."""
     shards = int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
+    if run.images is not None:
+        try:
+            check_batch(run.images_run, mesh)
+        except ConfigError as error:
+            raise ConfigError(f"images: {error}") from error
     micro = run.batch_size // run.optim.accumulate
     if micro % shards:
         name = "batch_size" if run.optim.accumulate == 1 else "batch_size / optim.accumulate"

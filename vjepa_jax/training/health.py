@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vjepa_jax.config import RunConfig
-from vjepa_jax.ops.losses import latent_regression, layer_norm
+from vjepa_jax.ops.losses import layer_norm
 from vjepa_jax.ops.rope import Grid, token_positions
 from vjepa_jax.ops.tokens import gather_tokens
 from vjepa_jax.training.alarms import RANKME_ALARM, STD_ALARM
@@ -73,7 +73,7 @@ def make_health(objective: Any, run: RunConfig):
             near_BM = nearest_context(g.context_ids, g.target_ids, run.grid, g.context_valid)
             copied = gather_tokens(outputs.targets, jnp.take_along_axis(g.context_ids, near_BM, axis=1))
             for total, guess in ((losses, g.prediction), (copies, copied), (means, mean_D)):
-                total.append(latent_regression(guess, g.target, g.target_valid, run.loss.exponent))
+                total.append(objective.regression(guess, g.target, g.target_valid))
         average = lambda values: jnp.mean(jnp.stack(values))
         return {
             "rankme": rankme(features_XD - features_XD.mean(0)),
