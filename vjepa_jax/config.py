@@ -34,6 +34,7 @@ class PredictorConfig:
     num_mask_tokens: int = 2  # released V-JEPA 2 weights hold 10
     mask_token_per_group: bool = True  # False: every mask group shares token 0, as the released code does
     predict_context: bool = False  # V-JEPA 2.1: a second output for the context tokens (loss.context_weight)
+    last_level_only: bool = False  # reads and predicts only the last of model.levels (the distilled models of 2.1)
     out_dim: int | None = None  # channels to predict; None: those of the encoder's features (else of a teacher's)
 
 
@@ -52,7 +53,7 @@ class ModelConfig:
     depth: int | None = None
     num_heads: int | None = None
     mlp_ratio: float | None = None
-    position: str = "rope_tiled"  # rope_tiled (V-JEPA 2), rope_interleaved (V-JEPA 2.1), sincos (V-JEPA 1)
+    position: str = "rope_tiled"  # rope_tiled (V-JEPA 2), rope_interleaved (2.1), sincos (V-JEPA 1), sincos2d (I-JEPA)
     rope_grid: int | None = None  # V-JEPA 2.1: rows and columns are scaled to this many a side; None: not scaled
     levels: tuple[int, ...] = ()  # V-JEPA 2.1: blocks, from 0, whose outputs are features; (): the last one
     image_tokenizer: bool = False  # V-JEPA 2.1: own patches for single frames, learned embeddings for each modality
@@ -73,6 +74,8 @@ class MaskGroupConfig:
 
     kind:
       multiblock  union of `num_blocks` boxes is the target, the rest is context (V-JEPA 1 and 2)
+      separate    each of `num_blocks` boxes is predicted on its own; context is one box of `context_scale` of the frame
+                  without them (I-JEPA). The target budget is that of one box
       cuboid      contiguous boxes of size `block` = (frames, height, width) in `unit`s, added until `ratio` is masked
       tube        a random spatial mask of `ratio`, the same at all times (VideoMAE)
       frame       whole time steps, `ratio` of them, are the target
@@ -85,6 +88,7 @@ class MaskGroupConfig:
     spatial_scale: tuple[float, float] = (0.15, 0.15)
     temporal_scale: tuple[float, float] = (1.0, 1.0)
     aspect_ratio: tuple[float, float] = (0.75, 1.5)
+    context_scale: tuple[float, float] = (0.85, 1.0)
     max_temporal_keep: float = 1.0  # context only from the first part of the clip, as a share of the time steps
     block: tuple[int, int, int] = (4, 16, 16)
     unit: str = "tokens"  # of `block`: tokens, or pixels (frames, pixels, pixels)
@@ -172,6 +176,7 @@ class LossConfig:
     """
 
     exponent: float = 1.0
+    smooth_l1: bool = False  # I-JEPA: squared below an error of 1, linear above, in place of the power
     context_weight: float = 0.0
     context_warmup: tuple[int, int] = (0, 0)
     context_distance: bool = True  # False: all context tokens weigh the same (the published cooldown)
@@ -232,6 +237,14 @@ class InitConfig:
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """A frozen encoder whose features are predicted in place of those of the EMA encoder (objective "distill")."""
+
+    model: ModelConfig
+    path: str = ""  # a run folder, an official checkpoint or a Hugging Face folder
+
+
+@dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; -1 (at most one axis) takes what is left."""
 
@@ -288,6 +301,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    teacher: TeacherConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)

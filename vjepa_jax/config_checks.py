@@ -8,7 +8,7 @@ from vjepa_jax.config_build import ConfigError, flatten, hint
 RunConfig = Any  # config.RunConfig, which knows this module
 
 _CHOICES = {
-    "model.position": ("rope_tiled", "rope_interleaved", "sincos"),
+    "model.position": ("rope_tiled", "rope_interleaved", "sincos", "sincos2d"),
     "model.mlp": ("gelu", "swiglu"),
     "model.gelu": ("erf", "tanh"),
     "model.predictor.kind": ("joint", "cross"),
@@ -19,7 +19,7 @@ _CHOICES = {
     "optim.schedule": ("constant", "cosine", "linear", "wsd"),
     "init.weights": ("target", "all"),
 }
-MASK_KINDS = ("multiblock", "cuboid", "tube", "frame", "random", "causal")
+MASK_KINDS = ("multiblock", "separate", "cuboid", "tube", "frame", "random", "causal")
 
 
 def validate(c: RunConfig) -> None:
@@ -106,6 +106,8 @@ def _validate_masks(c: RunConfig) -> None:
             raise ConfigError(
                 f"{name}.kind={group.kind!r} is not one of {', '.join(MASK_KINDS)}{hint(group.kind, MASK_KINDS)}"
             )
+        if group.kind == "separate" and c.masks.policy != "uniform":
+            raise ConfigError(f"{name}.kind='separate' needs masks.policy='uniform'")
         if group.unit not in ("tokens", "pixels"):
             raise ConfigError(f"{name}.unit={group.unit!r} is not one of tokens, pixels")
         if not 0.0 < group.ratio < 1.0:

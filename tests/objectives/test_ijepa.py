@@ -88,7 +88,8 @@ def test_a_run_learns_and_loads(config, tmp_path):
     "changes, match",
     [
         ({"masks": {"groups": [{"kind": "random"}]}}, "use masks.groups of kind 'separate'"),
-        ({"loss": {"context_weight": 0.5}}, "set loss.context_weight=0"),
+        ({"loss": {"context_weight": 0.5}}, "set loss.context_weight, loss.spatial_coherence"),
+        ({"loss": {"temporal_smoothness": 0.5}}, "loss.temporal_smoothness to 0"),
         ({"data": {"path": "", "num_frames": 4, "resolution": 32}}, "set data.num_frames=1 and model.tubelet_size=1"),
     ],
 )

@@ -1,5 +1,7 @@
 """Pure functions on arrays against plain numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,23 @@ def test_attention_is_softmax_of_scaled_products():
     valid = np.arange(7)[None].repeat(2, 0) < 4
     masked = attention.attention(q, k, v, valid_BM=jnp.asarray(valid), implementation="xla")
     np.testing.assert_allclose(masked, attention.attention(q, k[:, :4], v[:, :4], implementation="xla"), atol=1e-6)
+
+
+def test_attention_under_a_block_causal_mask():
+    rng = np.random.default_rng(4)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 6, 3, 8)), jnp.float32) for _ in range(3))
+    mask = attention.block_causal_mask(3, 2)
+    expected = [[j // 2 <= i // 2 for j in range(6)] for i in range(6)]
+    assert mask.dtype == bool and mask.tolist() == expected
+    valid = jnp.asarray([[True] * 6, [True, False, True, True, False, True]])
+    attend = functools.partial(attention.attention, implementation="xla")
+    masked, both = attend(q, k, v, mask_NM=mask), attend(q, k, v, mask_NM=mask, valid_BM=valid)
+    for i in range(0, 6, 2):  # a step sees what an unmasked call on the steps up to it sees
+        alone = attend(q[:, : i + 2], k[:, : i + 2], v[:, : i + 2])
+        np.testing.assert_allclose(masked[:, i : i + 2], alone[:, i : i + 2], atol=1e-6)
+        alone = attend(q[:, : i + 2], k[:, : i + 2], v[:, : i + 2], valid_BM=valid[:, : i + 2])
+        np.testing.assert_allclose(both[:, i : i + 2], alone[:, i : i + 2], atol=1e-6)
+    assert np.abs(both[1] - masked[1]).max() > 1e-3
 
 
 def test_the_kernel_behind_auto(monkeypatch):
@@ -103,3 +122,25 @@ def test_gather_and_losses():
     valid = jnp.asarray([[True, False], [True, True]])
     expected = np.abs(np.asarray(a - b)).mean(-1)[np.asarray(valid)].mean()
     assert float(losses.latent_regression(a, b, valid)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_distance_to_nearest_is_the_brute_force_minimum():
+    rng, grid = np.random.default_rng(0), (3, 5, 4)
+    count = int(np.prod(grid))
+    shuffled = np.stack([rng.permutation(count) for _ in range(4)]).astype(np.int32)
+    near, far, valid = shuffled[:, :20], shuffled[:, 20:33], rng.random((4, 13)) < 0.6
+    positions = lambda ids: np.stack(np.unravel_index(ids, grid), -1)
+    gaps = np.linalg.norm(positions(near)[:, :, None] - positions(far)[:, None], axis=-1)
+    expected = np.where(valid[:, None], gaps, np.inf).min(-1)
+    np.testing.assert_allclose(tokens.distance_to_nearest(near, far, grid, valid), expected, rtol=1e-6)
+    np.testing.assert_allclose(tokens.distance_to_nearest(near, far, grid), gaps.min(-1), rtol=1e-6)
+
+
+def test_smooth_l1_and_token_weights_have_their_known_values():
+    prediction, target = jnp.array([[[0.5], [3.0], [9.0]]]), jnp.zeros((1, 3, 1))
+    np.testing.assert_allclose(losses.latent_regression(prediction, target, smooth_l1=True), (0.125 + 2.5 + 8.5) / 3)
+    weight, valid = jnp.array([[2.0, 0.5, 1.0]]), jnp.array([[True, True, False]])
+    np.testing.assert_allclose(losses.latent_regression(prediction, target, valid, 1.0, weight), (1.0 + 1.5) / 2)
+    np.testing.assert_allclose(
+        losses.latent_regression(prediction, target, None, 2.0, weight), (0.25 + 2.25 + 40.5) / 3
+    )

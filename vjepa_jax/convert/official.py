@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vjepa_jax.config import ModelConfig
-from vjepa_jax.models.variants import ViTSize, encoder_size, predictor_size
+from vjepa_jax.models.variants import ViTSize, encoder_size, predictor_levels, predictor_size
 
 State = dict[str, np.ndarray]
 Params = dict[str, Any]
@@ -77,7 +77,7 @@ def predictor_to_official(params: Params, model: ModelConfig) -> State:
 def _predictor_linears(model: ModelConfig) -> dict[str, str]:
     """Our name of every linear layer around the blocks, and the official one."""
     names = {"embed": "predictor_embed", "out": "predictor_proj"}
-    if len(model.levels) > 1:
+    if predictor_levels(model) > 1:
         names |= {"embed_levels": "predictor_embed.0", "embed": "predictor_embed.2"}
     return names | ({"out_context": "predictor_proj_context"} if model.predictor.predict_context else {})
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vjepa_jax.config import ModelConfig
-from vjepa_jax.models.variants import encoder_size, feature_dim, predictor_size
+from vjepa_jax.models.variants import encoder_size, feature_dim, predictor_levels, predictor_size
 from vjepa_jax.models.vit import (
     EPS,
     IMAGE,
@@ -80,7 +80,7 @@ class Predictor(nn.Module):
     def _embed(self, context_BCD):
         """Features to the predictor's width; those of several levels are mixed in the encoder's width first."""
         dense = functools.partial(nn.Dense, dtype=jnp.dtype(self.model.dtype), kernel_init=weight_init)
-        if len(self.model.levels) > 1:
+        if predictor_levels(self.model) > 1:
             context_BCD = dense(encoder_size(self.model).embed_dim, name="embed_levels")(context_BCD)
             context_BCD = nn.gelu(context_BCD, approximate=self.model.gelu == "tanh")
         return dense(self.model.predictor.embed_dim, name="embed")(context_BCD)
@@ -114,7 +114,7 @@ class Predictor(nn.Module):
 
 def predictor_flops(model: ModelConfig, context: int, target: int) -> float:
     """FLOPs of one forward pass on `context` and `target` tokens: blocks, embedding and output (2 per multiply-add)."""
-    size, levels = predictor_size(model), max(1, len(model.levels))
+    size, levels = predictor_size(model), predictor_levels(model)
     width, c, m = encoder_size(model).embed_dim, context, target
     d, e = width * levels, size.embed_dim
     mixing = 2.0 * c * d * width if levels > 1 else 0.0

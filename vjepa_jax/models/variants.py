@@ -84,6 +84,11 @@ def _mlp_dim(hidden: int, model: ModelConfig) -> int:
     return hidden if model.mlp == "gelu" else -(-int(2 * hidden / 3) // 8) * 8
 
 
+def predictor_levels(model: ModelConfig) -> int:
+    """Levels of the encoder that the predictor reads, and that are its targets."""
+    return 1 if model.predictor.last_level_only else max(1, len(model.levels))
+
+
 def feature_dim(model: ModelConfig) -> int:
-    """Channels that the predictor predicts: all levels of the encoder's features, or those of a teacher."""
-    return model.predictor.out_dim or encoder_size(model).embed_dim * max(1, len(model.levels))
+    """Channels that the predictor predicts: those of the levels that it reads, or those of a teacher."""
+    return model.predictor.out_dim or encoder_size(model).embed_dim * predictor_levels(model)

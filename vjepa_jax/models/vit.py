@@ -29,6 +29,7 @@ Rope = tuple[jax.Array, jax.Array]
 weight_init = nn.initializers.normal(0.02)
 modality_init = nn.initializers.normal(1e-6)
 ROPE_MODES = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
+SINCOS_AXES = {"sincos": 3, "sincos2d": 2}
 REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
@@ -36,7 +37,7 @@ class Block(nn.Module):
     """Pre-norm transformer block: x + Attention(LN(x)), then x + MLP(LN(x)).
 
     `rope` is None or the pair (cos, sin) of `ops.rope.rope_tables`, [B, N, head_dim]; `valid` is None or bool [B, N],
-    the tokens that may be attended to.
+    the tokens that may be attended to; `mask` is None or bool [N, N], which token may attend to which.
     """
 
     size: ViTSize
@@ -46,10 +47,10 @@ class Block(nn.Module):
     eps: float = EPS
 
     @nn.compact
-    def __call__(self, x_BND, rope: Rope | None = None, valid_BN=None):
+    def __call__(self, x_BND, rope: Rope | None = None, valid_BN=None, mask_NN=None):
         heads = (3, self.size.num_heads, self.size.head_dim)
         qkv = self.dense(features=heads, name="qkv")(self.norm(name="norm1")(x_BND))
-        x_BND = self.attend(x_BND, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], rope, rope, valid_BN)
+        x_BND = self.attend(x_BND, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], rope, rope, valid_BN, mask_NN)
         return self.mlp(x_BND)
 
     @property
@@ -60,11 +61,11 @@ class Block(nn.Module):
     def norm(self):
         return functools.partial(nn.LayerNorm, epsilon=self.eps, dtype=jnp.float32, use_fast_variance=False)
 
-    def attend(self, x_BND, q_BNHK, k_BMHK, v_BMHK, q_rope, k_rope, valid_BM):
+    def attend(self, x_BND, q_BNHK, k_BMHK, v_BMHK, q_rope, k_rope, valid_BM, mask_NM=None):
         """x + the output projection of attention."""
         if q_rope is not None:
             q_BNHK, k_BMHK = apply_rope(q_BNHK, *q_rope), apply_rope(k_BMHK, *k_rope)
-        y_BNHK = attention(q_BNHK, k_BMHK, v_BMHK, valid_BM=valid_BM, implementation=self.attention)
+        y_BNHK = attention(q_BNHK, k_BMHK, v_BMHK, valid_BM=valid_BM, mask_NM=mask_NM, implementation=self.attention)
         return x_BND + self.dense(features=self.size.embed_dim, axis=(-2, -1), name="proj")(y_BNHK)
 
     def mlp(self, x_BND):
@@ -184,8 +185,9 @@ class Encoder(nn.Module):
             ids_BN = all_ids(*patches_BNP.shape[:2])
         x_BND = self._embed(patches_BNP, image)
         rope = None
-        if model.position == "sincos":
-            x_BND = x_BND + jnp.asarray(sincos_table(size.embed_dim, grid), x_BND.dtype)[ids_BN]
+        if model.position in SINCOS_AXES:
+            table = sincos_table(size.embed_dim, grid, SINCOS_AXES[model.position])
+            x_BND = x_BND + jnp.asarray(table, x_BND.dtype)[ids_BN]
         else:
             rope = rope_tables(ids_BN, grid, size.head_dim, ROPE_MODES[model.position], model.rope_grid)
         tokens, special = x_BND.shape[1], model.registers + model.cls_token

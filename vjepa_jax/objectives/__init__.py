@@ -12,10 +12,11 @@ An objective is an object with
 """
 
 from vjepa_jax.config import ConfigError, RunConfig
+from vjepa_jax.objectives.distill import Distillation
 from vjepa_jax.objectives.ijepa import IJEPA
 from vjepa_jax.objectives.vjepa2 import VJEPA2
 
-OBJECTIVES = {"vjepa2": VJEPA2, "ijepa": IJEPA}
+OBJECTIVES = {"vjepa2": VJEPA2, "ijepa": IJEPA, "distill": Distillation}
 
 
 def create(run: RunConfig):

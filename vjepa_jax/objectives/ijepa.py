@@ -24,8 +24,11 @@ class IJEPA(VJEPA2):
             raise ConfigError("objective='ijepa' trains on images: set data.num_frames=1 and model.tubelet_size=1")
         if any(group.kind != "separate" for group in run.masks.groups):
             raise ConfigError("objective='ijepa' predicts blocks on their own: use masks.groups of kind 'separate'")
-        if run.loss.context_weight:
-            raise ConfigError("objective='ijepa' has no loss on the context: set loss.context_weight=0")
+        if run.loss.context_weight or run.loss.spatial_coherence or run.loss.temporal_smoothness:
+            raise ConfigError(
+                "objective='ijepa' has no loss on the context and none between tokens, whose blocks overlap: "
+                "set loss.context_weight, loss.spatial_coherence and loss.temporal_smoothness to 0"
+            )
 
     def features(self, params: Params, video_BTYXC: jax.Array) -> jax.Array:
         """Features of every frame on its own: float32 [B, T, H', W', D]."""
@@ -45,7 +48,7 @@ class IJEPA(VJEPA2):
         blocks = self.run.masks.groups[index].num_blocks
         with jax.named_scope("context"):
             kept_BCP = gather_tokens(patches_BNP, context_BC)
-            z_BCD = self._encode(params["encoder"], kept_BCP, grid, context_BC, None, image, every_level=True)
+            z_BCD = self._encode_context(params, kept_BCP, grid, context_BC, None, image)
         with jax.named_scope("predictor"):
             repeat = lambda x: jnp.repeat(x, blocks, axis=0)  # block k of clip b is row b * K + k
             target_BKM = target.reshape(-1, target.shape[1] // blocks)

@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vjepa_jax.config import RunConfig
+from vjepa_jax.config import ModelConfig, RunConfig
 from vjepa_jax.models.predictor import Predictor, predictor_flops
-from vjepa_jax.models.variants import encoder_size, predictor_size
+from vjepa_jax.models.variants import encoder_size, predictor_levels, predictor_size
 from vjepa_jax.models.vit import Encoder, rescale_blocks
+from vjepa_jax.ops import regularizers
 from vjepa_jax.ops.losses import latent_regression, layer_norm
 from vjepa_jax.ops.patches import normalize, patchify, token_grid
 from vjepa_jax.ops.tokens import distance_to_nearest, gather_tokens
@@ -66,45 +67,68 @@ class VJEPA2:
     def init(self, rng: jax.Array) -> tuple[Params, Params]:
         """Fresh parameters with the published initialisation; the target starts as a copy of the encoder."""
         model, grid = self.run.model, self.run.grid
-        values = model.tubelet_size * model.patch_size**2 * 3
         encoder_rng, predictor_rng = jax.random.split(rng)
         ids = jnp.zeros((1, 2), jnp.int32)
-        patches = jnp.zeros((1, 2, values), jnp.float32)
-        context = jnp.zeros((1, 2, encoder_size(model).embed_dim * max(1, len(model.levels))), jnp.float32)
-        encoder = self.encoder.init(encoder_rng, patches, grid, ids)["params"]
-        predictor = self.predictor.init(predictor_rng, context, ids, ids, grid)["params"]
-        encoder, predictor = rescale_blocks(encoder), rescale_blocks(predictor)
+        context = jnp.zeros((1, 2, encoder_size(model).embed_dim * predictor_levels(model)), jnp.float32)
+        encoder = self.fresh_encoder(self.encoder, self.run, encoder_rng)
+        predictor = rescale_blocks(self.predictor.init(predictor_rng, context, ids, ids, grid)["params"])
         return {"encoder": encoder, "predictor": predictor}, {"target": jax.tree.map(jnp.copy, encoder)}
+
+    @staticmethod
+    def fresh_encoder(encoder: Encoder, run: RunConfig, rng: jax.Array) -> Params:
+        """Parameters of an encoder with the published initialisation."""
+        values = encoder.model.tubelet_size * encoder.model.patch_size**2 * 3
+        patches, ids = jnp.zeros((1, 2, values), jnp.float32), jnp.zeros((1, 2), jnp.int32)
+        return rescale_blocks(encoder.init(rng, patches, run.grid, ids)["params"])
 
     def loss(self, params: Params, aux: Params, batch: Params, rng: jax.Array, step: jax.Array):
         """The regression loss on the normalised target features, averaged over mask groups.
 
         With images, (videos + weight * images) / (1 + weight): a weight of 1 is the published average over ranks.
         """
-        del rng  # nothing is drawn on the device
-        loss, metrics = self._stream_loss(params, aux, batch, step, self.run.loss.context_weight)
+        loss, metrics = self._stream_loss(params, aux, batch, rng, step, self.run.loss.context_weight)
         if self.run.images is not None:
             stream = self.run.images
             context_weight = self.run.loss.context_weight if stream.context_weight is None else stream.context_weight
-            images, image_metrics = self._stream_loss(params, aux, batch["images"], step, context_weight)
+            images, image_metrics = self._stream_loss(params, aux, batch["images"], rng, step, context_weight)
             metrics |= {f"images/{name}": value for name, value in image_metrics.items()}
             metrics |= {"videos/loss": loss}
             loss = (loss + stream.weight * images) / (1.0 + stream.weight)
         return loss, metrics | {"loss": loss}
 
-    def _stream_loss(self, params, aux, batch, step, context_weight: float):
+    def _stream_loss(self, params, aux, batch, rng, step, context_weight: float):
         """Loss and metrics of one stream of clips."""
+        grid = self._grid(batch["video"])
         groups = self.outputs(params, aux, batch).groups
         losses = [self.regression(g.prediction, g.target, g.target_valid) for g in groups]
         loss = jnp.mean(jnp.stack(losses))
         metrics = {f"loss/group{i}": value for i, value in enumerate(losses)}
         if context_weight:
-            grid = self._grid(batch["video"])
             context = jnp.mean(jnp.stack([self._context_loss(g, grid) for g in groups]))
             weight = context_weight * self._context_ramp(step)
             metrics |= {"loss/target": loss, "loss/context": context, "context_weight": weight}
             loss = loss + weight * context
+        terms = self._optional_terms(groups, rng, grid)
+        metrics |= {f"loss/{name}": value for name, value in terms.items()}
+        loss = loss + regularizers.weighted_sum(self.run.loss, terms)
         return loss, metrics | {"loss": loss}
+
+    def _optional_terms(self, groups, rng, grid) -> dict[str, jax.Array]:
+        """Every term that has a coefficient, averaged over mask groups."""
+        of_groups = [
+            regularizers.terms(
+                self.run.loss,
+                jax.random.fold_in(rng, i),
+                grid,
+                prediction_BMD=g.prediction,
+                target_ids_BM=g.target_ids,
+                target_valid_BM=g.target_valid,
+                context_BCD=g.context,
+                context_valid_BC=g.context_valid,
+            )
+            for i, g in enumerate(groups)
+        ]
+        return jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *of_groups)
 
     def _context_loss(self, group: GroupOutputs, grid) -> jax.Array:
         """The loss on visible tokens, each divided by sqrt(distance to the nearest target) (2.1, section 3.1)."""
@@ -131,22 +155,25 @@ class VJEPA2:
         patches_BNP, grid = self._patches(batch["video"])
         image = self._is_image(batch["video"])
         with jax.named_scope("target"):
-            levels_BNX = jax.lax.stop_gradient(
-                self._encode(aux["target"], patches_BNP, grid, image=image, every_level=True)
-            )
-            features_BND = jnp.split(levels_BNX, max(1, len(self.run.model.levels)), axis=-1)
-            targets_BNX = jnp.concatenate([layer_norm(x_BND) for x_BND in features_BND], axis=-1)
+            features_BND, targets_BNX = self._targets(aux, patches_BNP, grid, image)
         groups = [
             self._group(params, patches_BNP, targets_BNX, grid, mask, i, image) for i, mask in enumerate(batch["masks"])
         ]
-        return Outputs(features_BND[-1], targets_BNX, groups)
+        return Outputs(features_BND, targets_BNX, groups)
+
+    def _targets(self, aux, patches_BNP, grid, image: bool) -> tuple[jax.Array, jax.Array]:
+        """Outputs.features and Outputs.targets, without gradients."""
+        every_level = predictor_levels(self.run.model) > 1
+        features_BNX = self._encode(aux["target"], patches_BNP, grid, image=image, every_level=every_level)
+        levels = jnp.split(jax.lax.stop_gradient(features_BNX), predictor_levels(self.run.model), axis=-1)
+        return levels[-1], jnp.concatenate([layer_norm(x_BND) for x_BND in levels], axis=-1)
 
     def _group(self, params, patches_BNP, targets_BNX, grid, mask, index: int, image: bool) -> GroupOutputs:
         context, target = mask["context"], mask["target"]
         context_valid, target_valid = mask.get("context_valid"), mask.get("target_valid")
         with jax.named_scope("context"):
             kept_BCP = gather_tokens(patches_BNP, context)
-            z_BCX = self._encode(params["encoder"], kept_BCP, grid, context, context_valid, image, every_level=True)
+            z_BCX = self._encode_context(params, kept_BCP, grid, context, context_valid, image)
         with jax.named_scope("predictor"):
             token = index if self.run.model.predictor.mask_token_per_group else 0
             prediction, context_prediction = self.predictor.apply(
@@ -187,7 +214,7 @@ class VJEPA2:
         patches_BNP, grid = self._patches(video_BTYXC)
         image = self._is_image(video_BTYXC)
         kept_BCP = gather_tokens(patches_BNP, context_BC)
-        z_BCX = self._encode(params["encoder"], kept_BCP, grid, context_BC, image=image, every_level=True)
+        z_BCX = self._encode_context(params, kept_BCP, grid, context_BC, None, image)
         variables = {"params": params["predictor"]}
         return self.predictor.apply(variables, z_BCX, context_BC, target_BM, grid, mask_index, image=image)[0]
 
@@ -199,16 +226,21 @@ class VJEPA2:
         Args:
           budgets: (context, target) tokens of each mask group.
         """
-        model, size = self.run.model, encoder_size(self.run.model)
-        t, h, w = self.run.images_run.grid if image else self.run.grid
-        values = (1 if image else model.tubelet_size) * model.patch_size**2 * 3
-        special = model.registers + model.cls_token
-        encode = lambda n: size.forward_flops(n + special) + 2.0 * n * values * size.embed_dim
+        model = self.run.model
+        encode = lambda tokens=None: self.encode_flops(model, tokens, image)
         return {
-            "target": encode(t * h * w),
+            "target": encode(),
             "context": 3.0 * sum(encode(c) for c, _ in budgets),
             "predictor": 3.0 * sum(predictor_flops(model, c, m) for c, m in budgets),
         }
+
+    def encode_flops(self, model: ModelConfig, tokens: int | None = None, image: bool = False) -> float:
+        """FLOPs of one forward pass of an encoder on `tokens` of a clip; None: on all of them."""
+        size, (t, h, w) = encoder_size(model), (self.run.images_run if image else self.run).grid
+        tokens = t * h * w if tokens is None else tokens
+        values = (1 if image else model.tubelet_size) * model.patch_size**2 * 3
+        special = model.registers + model.cls_token
+        return size.forward_flops(tokens + special) + 2.0 * tokens * values * size.embed_dim
 
     def _is_image(self, video_BTYXC) -> bool:
         return self.run.model.image_tokenizer and video_BTYXC.shape[1] == 1
@@ -223,6 +255,11 @@ class VJEPA2:
         video = normalize(video_BTYXC, jnp.dtype(self.run.model.dtype))
         patches_BNP = patchify(video, self._tubelet(video_BTYXC), self.run.model.patch_size)
         return patches_BNP, self._grid(video_BTYXC)
+
+    def _encode_context(self, params, patches_BCP, grid, ids_BC, valid_BC, image: bool):
+        """What the predictor reads: all levels of the encoder, or the last one."""
+        every_level = predictor_levels(self.run.model) > 1
+        return self._encode(params["encoder"], patches_BCP, grid, ids_BC, valid_BC, image, every_level)
 
     def _encode(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False, every_level=False):
         return self.encoder.apply({"params": params}, patches_BNP, grid, ids_BN, valid_BN, image, every_level)

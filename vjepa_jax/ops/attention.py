@@ -26,34 +26,50 @@ def attention(
     v_BMHK: jax.Array,
     *,
     valid_BM: jax.Array | None = None,
+    mask_NM: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
-    """Full bidirectional softmax attention, scale K**-0.5.
+    """Softmax attention of every query to every key that it may see, scale K**-0.5.
 
     Args:
       q_BNHK, k_BMHK, v_BMHK: queries, keys and values, one dtype.
-      valid_BM: bool; keys that may be attended to (False for padding).
+      valid_BM: bool; keys that may be attended to (False for padding). None: all.
+      mask_NM: bool; which query may attend to which key, the same for all rows and heads. None: all to all.
       implementation: auto, xla (any device, and the oracle), cudnn (NVIDIA, 16-bit).
 
     Returns:
       [B, N, H, K] in the dtype of q; the softmax is taken in float32.
     """
     kernel = resolve(implementation, q_BNHK.dtype, q_BNHK.shape[-1])
+    allowed = _allowed(valid_BM, mask_NM)
     if kernel == "xla":
-        return _xla(q_BNHK, k_BMHK, v_BMHK, valid_BM)
+        return _xla(q_BNHK, k_BMHK, v_BMHK, allowed)
     if kernel != "cudnn":
         raise ValueError(f"attention={implementation!r} is not one of auto, {', '.join(IMPLEMENTATIONS)}")
-    mask_B1NM = None
-    if valid_BM is not None:
-        batch, keys = valid_BM.shape
-        mask_B1NM = jnp.broadcast_to(valid_BM[:, None, None, :], (batch, 1, q_BNHK.shape[1], keys))
-    return jax.nn.dot_product_attention(q_BNHK, k_BMHK, v_BMHK, mask=mask_B1NM, implementation="cudnn")
+    if allowed is not None:
+        allowed = jnp.broadcast_to(allowed, (len(allowed), 1, q_BNHK.shape[1], k_BMHK.shape[1]))
+    return jax.nn.dot_product_attention(q_BNHK, k_BMHK, v_BMHK, mask=allowed, implementation="cudnn")
 
 
-def _xla(q_BNHK, k_BMHK, v_BMHK, valid_BM):
+def block_causal_mask(num_blocks: int, block_size: int) -> jax.Array:
+    """bool [N, N], N = num_blocks * block_size: a token sees all of its own block of the sequence and of those before
+    (vjepa2 src/models/utils/modules.py, build_action_block_causal_attention_mask)."""
+    block_N = jnp.arange(num_blocks * block_size) // block_size
+    return block_N[:, None] >= block_N
+
+
+def _allowed(valid_BM, mask_NM) -> jax.Array | None:
+    """Both conditions in one, bool [B or 1, 1, N or 1, M]; None where there is none."""
+    valid = None if valid_BM is None else valid_BM[:, None, None, :]
+    if mask_NM is None:
+        return valid
+    return mask_NM[None, None] if valid is None else valid & mask_NM
+
+
+def _xla(q_BNHK, k_BMHK, v_BMHK, allowed):
     scale = 1.0 / math.sqrt(q_BNHK.shape[-1])
     logits_BHNM = jnp.einsum("BNHK,BMHK->BHNM", q_BNHK * scale, k_BMHK, preferred_element_type=jnp.float32)
-    if valid_BM is not None:
-        logits_BHNM = jnp.where(valid_BM[:, None, None, :], logits_BHNM, -1e30)
+    if allowed is not None:
+        logits_BHNM = jnp.where(allowed, logits_BHNM, -1e30)
     weights_BHNM = jax.nn.softmax(logits_BHNM, axis=-1).astype(v_BMHK.dtype)
     return jnp.einsum("BHNM,BMHK->BNHK", weights_BHNM, v_BMHK)

@@ -38,9 +38,9 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks/query/kernel$", (None, "embed", "heads", None)),
     (r"blocks/kv/kernel$", (None, "embed", None, "heads", None)),
     (r"blocks/fc3/kernel$", (None, "mlp", "embed")),
-    (r"(patch_embed|embed|embed_levels)/kernel$", (None, "embed")),
+    (r"(patch_embed|embed|embed_levels|_encoder)/kernel$", (None, "embed")),
     (r"out(_context)?/kernel$", ("embed", None)),
-    (r"(bias|scale|_tokens|modality_embed)$", ()),
+    (r"(bias|scale|_tokens|modality_embed|losses)$", ()),
 )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from vjepa_jax.config import ConfigError, OptimConfig, RunConfig
+from vjepa_jax.training.spikes import skip_spikes
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -71,18 +72,20 @@ def parameter_name(path: tuple[Any, ...]) -> str:
 
 
 def make_optimizer(run: RunConfig) -> optax.GradientTransformation:
-    """Optional clipping of the global norm, then AdamW with scheduled learning rate and weight decay.
+    """Optional clipping of the global norm, then AdamW with scheduled learning rate and weight decay; with skip_spikes
+    wrapped so that a step whose loss jumps changes nothing.
 
     Moments are float32 like the parameters. Mask tokens are decayed, biases and norms are not, as in the released code.
     """
     c = run.optim
     clip = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm is not None else []
-    return optax.chain(
+    adamw = optax.chain(
         *clip,
         optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.eps),
         _scheduled_weight_decay(weight_decay(run), c),
         optax.scale_by_learning_rate(learning_rate(run)),
     )
+    return adamw if c.skip_spikes is None else skip_spikes(adamw, c)
 
 
 def _scheduled_weight_decay(schedule: Schedule, c: OptimConfig) -> optax.GradientTransformation:

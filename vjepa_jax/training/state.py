@@ -3,7 +3,7 @@
 step    int32 scalar, updates done
 params  what the optimiser trains
 aux     what the objective carries beside it (for V-JEPA 2 the target encoder)
-opt     optax state
+opt     optax state; with optim.skip_spikes its last entry is a training/spikes.py SpikeState
 """
 
 from typing import Any

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from vjepa_jax.config import RunConfig
-from vjepa_jax.training import optim
+from vjepa_jax.training import optim, spikes
 from vjepa_jax.training.state import State
 
 Batch = dict[str, Any]
-MODEL_KEYS = ("video", "masks")  # what the objective reads; labels and indices stay on the host
+MODEL_KEYS = ("video", "masks", "images")  # what the objective reads; labels and indices stay on the host
 
 
 def make_train_step(
@@ -21,19 +21,24 @@ def make_train_step(
     """The training step: gradients (accumulated over `optim.accumulate` micro-batches), update, EMA.
 
     Metrics are float32 scalars: the objective's, lr, weight_decay, ema, grad_norm (whole and for each part of the
-    model), update_norm and param_norm.
+    model), update_norm and param_norm; with optim.skip_spikes also skipped and skipped_in_row. A skipped step leaves
+    params, aux and the moments as they were.
     """
     lr, decay = optim.learning_rate(run), optim.weight_decay(run)
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         step, params, aux = state["step"], state["params"], state["aux"]
         rng = jax.random.fold_in(jax.random.key(run.seed), step)
         grads, metrics = _gradients(objective, params, aux, batch, rng, step, run.optim.accumulate)
         with jax.named_scope("optimizer"):
-            updates, opt = optimizer.update(grads, state["opt"], params)
+            updates, opt = optimizer.update(grads, state["opt"], params, loss=metrics["loss"], step=step)
             new_params = optax.apply_updates(params, updates)
         with jax.named_scope("ema"):
             new_aux = objective.after_update(new_params, aux, step)
+        if run.optim.skip_spikes is not None:
+            new_aux = spikes.keep_if_skipped(opt[-1], aux, new_aux)
+            metrics |= spikes.metrics(opt[-1])
         metrics |= {
             "lr": lr(step),
             "weight_decay": decay(step),
