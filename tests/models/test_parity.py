@@ -1,53 +1,19 @@
 """Agreement with the PyTorch V-JEPA 2 modules (fixtures/vjepa2_tiny.npz): forward, loss, gradients, an update."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vjepa_jax import config as config_lib
 from vjepa_jax.convert import official
-from vjepa_jax.objectives.vjepa2 import VJEPA2
 from vjepa_jax.ops.losses import layer_norm
 from vjepa_jax.ops.patches import normalize
 from vjepa_jax.training.optim import make_optimizer
 from vjepa_jax.training.step import make_train_step
 
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-def part(fixture, prefix):
-    return {k[len(prefix) :]: v for k, v in fixture.items() if k.startswith(prefix)}
-
-
-def tiny_run(meta, **model) -> config_lib.RunConfig:
-    run = config_lib.from_config_dict(
-        {
-            "steps": 100,
-            "batch_size": 3,
-            "data": {"path": "unused", "num_frames": meta["frames"], "resolution": meta["resolution"]},
-            "model": {
-                "variant": "vit_tiny",
-                "embed_dim": meta["embed_dim"],
-                "depth": meta["depth"],
-                "num_heads": meta["num_heads"],
-                "dtype": "float32",
-                "attention": "xla",
-                "predictor": {
-                    "embed_dim": meta["predictor_embed_dim"],
-                    "depth": meta["predictor_depth"],
-                    "num_heads": meta["predictor_num_heads"],
-                    "mask_token_per_group": False,
-                },
-            },
-            "optim": {"lr": meta["lr"], "weight_decay": meta["weight_decay"]},
-            "ema": {"start": meta["ema"], "end": meta["ema"]},
-        }
-    )
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, **model))
+from .released import TOLERANCE, build, channels_last, part
 
 
 @pytest.fixture
@@ -55,25 +21,13 @@ def fixture(fixture_npz):
     return fixture_npz("vjepa2_tiny.npz")
 
 
-def build(fixture, **model):
-    run = tiny_run(json.loads(str(fixture["meta"])), **model)
-    params = {
-        "encoder": official.encoder_from_official(part(fixture, "encoder/"), run.model),
-        "predictor": official.predictor_from_official(part(fixture, "predictor/"), run.model),
-    }
-    aux = {"target": official.encoder_from_official(part(fixture, "target_encoder/"), run.model)}
-    video = np.moveaxis(fixture["video_bcthw"], 1, -1)
-    masks = [{k: fixture[f"masks/{i}/{k}"].astype(np.int32) for k in ("context", "target")} for i in range(2)]
-    return VJEPA2(run), params, aux, {"video": video, "masks": masks}
-
-
 @pytest.mark.parametrize("unroll", [1, 0])
 def test_forward_agrees(fixture, unroll):
-    objective, params, aux, batch = build(fixture, unroll=unroll)
+    objective, params, aux, batch = build(fixture, {"unroll": unroll})
     features = jax.jit(objective.features)
     full = features(params, batch["video"])
     np.testing.assert_allclose(full.reshape(3, 64, -1), fixture["encoder_out/full"], **TOLERANCE)
-    nonsquare = np.moveaxis(fixture["video_nonsquare_bcthw"], 1, -1)
+    nonsquare = channels_last(fixture["video_nonsquare_bcthw"])
     wide = features(params, nonsquare)
     assert wide.shape[1:4] == (4, 4, 6)
     np.testing.assert_allclose(wide.reshape(2, 96, -1), fixture["encoder_out/nonsquare"], **TOLERANCE)
@@ -93,7 +47,7 @@ def test_forward_agrees(fixture, unroll):
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_gradients_agree(fixture, remat):
-    objective, params, aux, batch = build(fixture, remat=remat)
+    objective, params, aux, batch = build(fixture, {"remat": remat})
     grads, _ = jax.jit(jax.grad(objective.loss, has_aux=True))(params, aux, batch, jax.random.key(0), 0)
     model = objective.run.model
     ours = {
@@ -112,8 +66,8 @@ def test_gradients_agree(fixture, remat):
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_one_update_and_ema_agree(fixture, accumulate):
-    objective, params, aux, batch = build(fixture)
-    run = dataclasses.replace(objective.run, optim=dataclasses.replace(objective.run.optim, accumulate=accumulate))
+    objective, params, aux, batch = build(fixture, optim={"accumulate": accumulate})
+    run = objective.run
     optimizer = make_optimizer(run)
     state = {"step": jnp.zeros([], jnp.int32), "params": params, "aux": aux, "opt": optimizer.init(params)}
     state, metrics = jax.jit(make_train_step(objective, optimizer, run))(state, batch)
