@@ -25,6 +25,8 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "ml-collections>=1.1",
         "chex>=0.1.92",
+        "safetensors>=0.8",  # weights in and out
+        "ml-dtypes>=0.5",  # bfloat16 for numpy
         "av>=18",
         "rich>=14",
         "tensorboardX>=2.6.5",
@@ -36,6 +38,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.15"],
+        "peers": ["torch", "transformers"],  # what tests/peers compares with; nothing here runs on them
     },
     entry_points={"console_scripts": ["vjepa = vjepa_jax.cli:entry"]},
 )

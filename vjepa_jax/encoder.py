@@ -1,8 +1,10 @@
 """The one thing that evaluations, streaming, planning and users take: config + parameters + jitted functions."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -11,6 +13,10 @@ import numpy as np
 from vjepa_jax import config as config_lib
 from vjepa_jax import objectives
 from vjepa_jax.config import RunConfig
+from vjepa_jax.config_build import flatten
+from vjepa_jax.convert import ConvertError, formats
+from vjepa_jax.convert.shapes import check as check_shapes
+from vjepa_jax.convert.weights import Hints, Weights
 from vjepa_jax.training import checkpoint
 from vjepa_jax.training.optim import make_optimizer
 from vjepa_jax.training.state import abstract_state
@@ -54,11 +60,16 @@ class Encoder:
         Args:
           video: as for a call.
           context, target: int32 [B, C] and [B, M] token ids t*H'*W' + h*W' + w (or [C], [M] for one clip).
-          mask_index: which learned mask token to use.
+          mask_index: which learned mask token to use (transformers always takes 1).
 
         Returns:
           float32 [B, M, D] (or [M, D]).
+
+        Raises:
+          ConvertError: the weights came without a predictor.
         """
+        if isinstance(self.params, dict) and self.params.keys() == {"encoder"}:
+            raise ConvertError("these weights hold an encoder and no predictor: load a file or folder that has both")
         video, single = _batched(video)
         context, target = (np.asarray(ids, np.int32) for ids in (context, target))
         if single:
@@ -67,12 +78,45 @@ class Encoder:
         return prediction[0] if single else prediction
 
 
-def load(path: str | os.PathLike[str], step: int | None = None) -> Encoder:
-    """The target encoder and the predictor of a run folder, from its newest checkpoint or the one of `step`.
+def load(path: str | os.PathLike[str], step: int | None = None, dtype: str | None = None, **hints: Any) -> Encoder:
+    """An encoder, and its predictor where there is one, from any weights.
+
+    Args:
+      path: a run folder (the target encoder of its newest checkpoint, or of the one of `step`), a folder that
+        `vjepa convert` wrote, an official .pt file, or a Hugging Face folder.
+      dtype: of matrix products, "float32" or "bfloat16"; None: as the config says (foreign weights: bfloat16).
+      hints: what an official file does not say: fields of convert.weights.Hints (tower, variant, num_heads, ...).
 
     Raises:
       CheckpointError: no run, no checkpoint, or a damaged one.
+      ConvertError: a file or folder that cannot be read whole.
     """
+    weights = read_weights(path, step, Hints(**hints))
+    run = weights.run
+    if run is None:
+        raise ConvertError(f"{path} holds a probe and no encoder")
+    for note in weights.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    if dtype is not None:
+        model = dataclasses.replace(run.model, dtype=dtype)
+        run = config_lib.from_config_dict(config_lib.to_dict(dataclasses.replace(run, model=model)))
+    return Encoder(run, jax.device_put(weights.params, jax.local_devices()[0]))
+
+
+def read_weights(path: str | os.PathLike[str], step: int | None = None, hints: Hints | None = None) -> Weights:
+    """What `load` and `vjepa convert` read, checked against the model of its config, tensor by tensor.
+
+    Raises:
+      CheckpointError, ConvertError: as for `load`.
+    """
+    if formats.kind(path) != "run":
+        if step is not None:
+            raise ConvertError(f"{path} is no run folder and has no steps: leave out the step")
+        weights = formats.read(path, hints)
+        if weights.run is not None:
+            _check(weights)
+        return weights
+    (hints or Hints()).refuse(path)
     folder = pathlib.Path(path)
     run = read_config(folder)
     objective = objectives.create(run)
@@ -84,7 +128,38 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> Encoder:
     # only what is evaluated is read: neither the optimiser nor, where there is a target, the online encoder
     wanted = objective.eval_params(abstract["params"], abstract["aux"])
     state = checkpoint.load_parts(folder, _parts(objective, abstract, wanted), step)
-    return Encoder(run, objective.eval_params(state["params"], state["aux"]), objective)
+    return Weights(run, objective.eval_params(state["params"], state["aux"]))
+
+
+def convert(options: Any) -> int:
+    """`vjepa convert`: read SRC whole, write DST whole, say what went over and what did not."""
+    hints = Hints(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Hints)})
+    if options.probe:
+        hints, probe_hints = dataclasses.replace(hints, classifier=None), Hints(classifier=hints.classifier)
+    weights = read_weights(options.src, options.step, hints)
+    probe = formats.read(options.probe, probe_hints).probe if options.probe else weights.probe
+    if probe is None and (options.probe or options.probe_eps is not None):
+        raise ConvertError(f"{options.probe or options.src} holds no probe: name one with --probe")
+    if options.probe_eps is not None:
+        probe = dataclasses.replace(probe, model=probe.model.clone(eps=options.probe_eps))
+    weights = dataclasses.replace(weights, params=jax.device_get(weights.params), probe=probe)
+    to = options.to or ("official" if str(options.dst).endswith((".pt", ".pth", ".pth.tar")) else "ours")
+    formats.write(options.dst, weights, to)
+    trees = weights.params | ({"probe": probe.params} if probe else {})
+    counts = [f"{name} {sum(leaf.size for leaf in jax.tree.leaves(tree)):,}" for name, tree in trees.items()]
+    for note in weights.notes:
+        print(f"note: {note}")
+    print(f"{options.dst} ({to}), parameters: {', '.join(counts)}")
+    return 0
+
+
+def _check(weights: Weights) -> None:
+    """Raises ConvertError unless every parameter of the model is there in its shape, but for a whole predictor."""
+    objective = objectives.create(weights.run)
+    expected = flatten(objective.eval_params(*jax.eval_shape(objective.init, jax.random.key(0))))
+    if "predictor" not in weights.params:
+        expected = {name: leaf for name, leaf in expected.items() if not name.startswith("predictor.")}
+    check_shapes(flatten(weights.params), {name: tuple(leaf.shape) for name, leaf in expected.items()})
 
 
 def read_config(folder: str | os.PathLike[str]) -> RunConfig:
