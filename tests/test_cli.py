@@ -16,7 +16,7 @@ def test_help_is_instant():
     assert time.perf_counter() - began < 5  # a fraction of a second; importing jax alone takes longer on a busy machine
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "report", "data", "bench"])
+@pytest.mark.parametrize("verb", ["train", "eval", "report", "models", "convert", "data", "bench"])
 def test_every_verb_has_help_with_an_example(verb, capsys):
     try:
         code = cli.main([verb, "--help"])
@@ -44,6 +44,7 @@ def run(capsys, *argv):
         (("train", "--config", "nofile.py", "--workdir", "w"), "config file nofile.py does not exist"),
         (("train", "--config", "x.py", "--workdir", "w", "--steps=3"), "config keys are set with --config.KEY=VALUE"),
         (("eval", "--workdir", "nowhere-at-all", "--data", "x.csv"), "is not a run folder"),
+        (("convert", "nowhere-at-all", "x"), "is not a run folder"),
     ],
 )
 def test_a_mistake_is_told_in_the_last_line(argv, message, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -250,6 +251,26 @@ def test_weights_of_another_run_are_the_start(tiny_config, tmp_path):
     wider = tiny_config(init_from=str(tmp_path / "first"), model={"embed_dim": 24})
     with pytest.raises(ValueError, match="holds another model"):
         train_lib.train(run_of(wider), tmp_path / "third")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": ""}, "init.weights='all' needs the run to take them from: set --config.init_from=RUN"),
+        ({"init_from": "nowhere"}, "nowhere is not a run folder"),
+        ({"model": {"embed_dim": 24}}, "holds another model"),
+        ({"init": {"optimizer": True}}, "init.optimizer=True needs init.weights='all'"),
+        ({"init": {"weights": "al"}}, "init.weights='al' is not one of target, all; did you mean 'all'"),
+    ],
+)
+def test_nothing_to_go_on_from_is_one_line_and_leaves_nothing(tiny_config, tmp_path, changes, message):
+    source = tmp_path / "first"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config_lib.to_dict(run_of(tiny_config()))))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config = tiny_config(**({"init_from": str(source), "init": {"weights": "all"}} | changes))
+        train_lib.train(run_of(config), tmp_path / "second")
+    assert not (tmp_path / "second").exists()
 
 
 def test_nothing_compiles_after_warm_up(tiny_config, tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ HELP = """usage: vjepa VERB [options]
   train    pre-train a model:        vjepa train --config FILE --config.data.path=DIR --workdir RUN
   eval     probe a trained encoder:  vjepa eval --workdir RUN --data labels.csv
   report   write RUN/report.html:    vjepa report --workdir RUN
+  models   list the V-JEPA family:   vjepa models
+  convert  weights in and out:       vjepa convert vitl.pt runs/vitl
   data     make the embedded world:  vjepa data world --out DIR
   bench    measure, one JSON a line: vjepa bench masks
 
@@ -21,7 +23,8 @@ USAGE_ERROR = 2
 def main(argv: list[str] | None = None) -> int:
     """Run a verb. Returns the exit code: 0 done, 1 failed, 2 bad usage or configuration, 75 stopped and saved."""
     argv = sys.argv[1:] if argv is None else argv
-    verbs = {"train": _train, "eval": _eval, "report": _report, "data": _data, "bench": _bench}
+    verbs = {"train": _train, "eval": _eval, "report": _report, "models": _models, "convert": _convert}
+    verbs |= {"data": _data, "bench": _bench}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP)
         return 0 if argv else USAGE_ERROR
@@ -54,22 +57,43 @@ def _train(argv: list[str]) -> int:
     parser.add_argument(
         "--config", required=True, metavar="FILE[:ARG]", help="config file; override keys with --config.KEY=VALUE"
     )
-    parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="folder of the run: checkpoints, metrics, report"
-    )
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run: checkpoints, metrics, report")
+    parser.add_argument("--dry-run", action="store_true", help="print what the run would cost, and do nothing")
+    parser.add_argument("--devices", type=int, metavar="N", help="with --dry-run: of so many; default: those here")
+    parser.add_argument("--chip", default="h100", help="with --dry-run: h100, h200, a100, v4, v5e, v5p, v6e")
+    parser.add_argument("--mfu", type=float, default=0.35, help="with --dry-run: share of the peak that is reached")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: one JSON object a stage")
     options, overrides = parser.parse_known_args(argv)
     _reject_unknown(parser, overrides)
+    if not options.workdir and not options.dry_run:
+        parser.error("the following arguments are required: --workdir")
     from vjepa_jax import config_file
 
-    run = config_file.load(options.config, overrides)
+    runs = config_file.load_stages(options.config, overrides)
+    if options.dry_run:
+        return _dry_run(runs, options)
     _quiet_flags()
-    from vjepa_jax import train
+    from vjepa_jax import stages, train
 
     try:
-        return train.train(run, options.workdir, command=shlex.join(["vjepa", "train", *argv]))
+        return stages.train(runs, options.workdir, command=shlex.join(["vjepa", "train", *argv]))
     except train.NonFiniteLossError as error:
         print(f"vjepa train: {error}", file=sys.stderr)
         return train.EXIT_FAILED
+
+
+def _dry_run(runs: list, options: argparse.Namespace) -> int:
+    """`runs` are the stages of config_file.load_stages."""
+    from vjepa_jax import dryrun
+
+    if options.devices is None:
+        import jax
+
+        options.devices = jax.device_count()
+    machine = dryrun.Machine(options.devices, options.chip, options.mfu)
+    rows = [dryrun.describe(name, run, machine) for name, run in runs]
+    print("\n".join(map(json.dumps, rows)) if options.json else dryrun.format_plan(rows))
+    return 0
 
 
 def _eval(argv: list[str]) -> int:
@@ -111,6 +135,49 @@ def _report(argv: list[str]) -> int:
         return USAGE_ERROR
     print(write_report(options.workdir))
     return 0
+
+
+def _models(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vjepa models",
+        description="The V-JEPA family and our small sizes: parameters, tokens and FLOPs of encoding a clip.",
+        epilog="example: vjepa models --json",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, with exact counts")
+    options = parser.parse_args(argv)
+    from vjepa_jax.models import family
+
+    rows = [family.describe(member) for member in family.FAMILY]
+    print("\n".join(map(json.dumps, rows)) if options.json else family.format_family(rows))
+    return 0
+
+
+def _convert(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vjepa convert",
+        description="Weights from and to official PyTorch files and Hugging Face folders, bit for bit. vjepa_jax.load "
+        "takes what comes out, and SRC as well.",
+        epilog="example: vjepa convert vitg.pt runs/vitg --variant vit_giant_xformers",
+        allow_abbrev=False,
+    )
+    parser.add_argument("src", metavar="SRC", help="run folder, official .pt file, Hugging Face folder, or one of ours")
+    parser.add_argument("dst", metavar="DST", help="folder (ours, hf) or file (official) to write; must not exist")
+    parser.add_argument("--to", choices=("ours", "official", "hf"), help="default: official for *.pt, else ours")
+    parser.add_argument("--step", type=int, help="checkpoint of a run folder; default: the newest")
+    towers = ("encoder", "target_encoder", "ema_encoder")
+    parser.add_argument("--tower", choices=towers, help="of an official file; default: a target encoder")
+    parser.add_argument("--variant", help="size by name, where an official file fits several (models/variants.py)")
+    parser.add_argument("--heads", type=int, dest="num_heads", help="of an official encoder whose size has no name")
+    parser.add_argument("--predictor-heads", type=int, help="likewise of the predictor")
+    parser.add_argument("--position", choices=("sincos", "rope_tiled"), help="of files of V-JEPA 1, and of V-JEPA 2")
+    parser.add_argument("--classifier", type=int, help="which probe of an official file with several")
+    parser.add_argument("--probe", metavar="SRC", help="also take the probe of this official file or folder")
+    parser.add_argument("--probe-eps", type=float, help="change it: published probes have 1e-5, transformers 1e-6")
+    options = parser.parse_args(argv)
+    from vjepa_jax import encoder
+
+    return encoder.convert(options)
 
 
 DATA_HELP = """usage: vjepa data world --out DIR [options]

@@ -7,6 +7,7 @@ not divide raises `ConfigError` with one line that names the key and says what t
 This module imports nothing heavy, so that data workers may import it without jax.
 """
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -362,6 +363,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Lines 'key: saved -> current' for keys that may not change when a run is continued."""
+    with contextlib.suppress(ConfigError):  # keys that are newer than the run get their defaults
+        saved = to_dict(from_config_dict(saved))
     a, b = flatten(saved), flatten(current)
     missing = "(absent)"
     return [

@@ -1,5 +1,6 @@
 """The training loop, one function read from top to bottom: mesh, state, data, step, log, checkpoint, eval."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -14,16 +15,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from data_pipelines import masking, pipeline, sources
 from vjepa_jax import config as config_lib
-from vjepa_jax import objectives
+from vjepa_jax import objectives, starting
 from vjepa_jax.config import ConfigError, RunConfig
-from vjepa_jax.encoder import CONFIG_FILE, Encoder, load, read_config
+from vjepa_jax.encoder import CONFIG_FILE, Encoder, load
 from vjepa_jax.evals import run as evals_run
 from vjepa_jax.evals.frozen import format_table
 from vjepa_jax.parallel import partitioning
-from vjepa_jax.training import health, pictures
+from vjepa_jax.training import health, pictures, spikes
 from vjepa_jax.training.checkpoint import CheckpointError, Checkpoints
 from vjepa_jax.training.files import write_json
 from vjepa_jax.training.metrics import RunLog, peak_flops
@@ -41,8 +43,45 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite. The message names the step and the file with the last metrics."""
 
 
-def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "") -> int:
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run is made of before it touches a file: see `prepare`."""
+
+    objective: Any
+    optimizer: optax.GradientTransformation
+    plan: masking.MaskPlan
+    image_plan: masking.MaskPlan | None  # of the stream of images
+    clip_flops: float
+    step_flops: float  # with the stream of images
+    abstract: Any  # shapes of the training state
+
+
+def prepare(run: RunConfig) -> Setup:
+    """Everything of a run that needs neither devices nor data. Raises ConfigError."""
+    objective, optimizer = objectives.create(run), make_optimizer(run)
+    abstract = abstract_state(objective, optimizer)
+    decay_mask(abstract["params"], run.optim)
+    plan, image_plan = masking.make_plan(run), run.images and masking.make_plan(run.images_run)
+    clip_flops = sum(objective.flops(plan.budgets).values())
+    step_flops = clip_flops * run.batch_size
+    if image_plan is not None:
+        step_flops += sum(objective.flops(image_plan.budgets, image=True).values()) * run.images.batch_size
+    return Setup(objective, optimizer, plan, image_plan, clip_flops, step_flops, abstract)
+
+
+def open_mesh_and_data(run: RunConfig) -> tuple[jax.sharding.Mesh, int]:
+    """The mesh of the devices here and the number of videos. Raises ConfigError or DataError where one does not fit."""
+    mesh = partitioning.make_mesh(run.mesh)
+    partitioning.check_batch(run, mesh)
+    return mesh, sum(len(source) for source in sources.open_sources(run.data))
+
+
+def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", stop: "StopSignal | None" = None) -> int:
     """Train `run` in `workdir`, or go on with it where the folder holds a checkpoint of it.
+
+    Args:
+      command: what the user typed; written down in run.json.
+      stop: where SIGTERM and Ctrl-C are noted, for a caller that goes on after this run.
 
     Returns:
       0 when done, EXIT_RESUME after SIGTERM or Ctrl-C (state saved), EXIT_FAILED if the last state could not be saved.
@@ -55,17 +94,13 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "") ->
     is_main = jax.process_index() == 0
 
     # Objective, masks, mesh: everything that can be wrong with a config shows here, before anything is written.
-    objective = objectives.create(run)
-    optimizer = make_optimizer(run)
-    plan = masking.make_plan(run)
-    budgets = [(group.context, group.target) for group in plan.groups]
-    mesh = partitioning.make_mesh(run.mesh)
-    partitioning.check_batch(run, mesh)
-    abstract = abstract_state(objective, optimizer)
-    decay_mask(abstract["params"], run.optim)
-    shardings = partitioning.state_shardings(abstract, mesh)
-    num_videos = sum(len(source) for source in sources.open_sources(run.data))
-    totals = _claim(workdir, run, command, is_main)
+    setup = prepare(run)
+    objective, optimizer = setup.objective, setup.optimizer
+    mesh, num_videos = open_mesh_and_data(run)
+    shardings = partitioning.state_shardings(setup.abstract, mesh)
+    if not (workdir / CONFIG_FILE).is_file():
+        starting.check_source(run, workdir, setup.abstract)
+    totals = _claim(workdir, run, is_main)
 
     replicated = partitioning.replicated(mesh)
     train_step = jax.jit(
@@ -76,17 +111,17 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "") ->
     )
     measure_health = jax.jit(health.make_health(objective, run), out_shardings=replicated)
 
-    # State: a checkpoint of this run, else the weights of another one, else fresh.
+    # State: a checkpoint of this run, else what is taken from another one, else fresh.
     checkpoints = Checkpoints(workdir, run.checkpoint)
     state = checkpoints.restore(abstract_state(objective, optimizer, shardings), warn=_warn)
     if state is None:
         with partitioning.on_mesh(mesh):
             state = jax.jit(lambda: init_state(objective, optimizer, run.seed), out_shardings=shardings)()
-        if run.init_from:
-            state = _start_from(run, state, shardings)
+        state = starting.begin(run, workdir, state, mesh, warn=_warn)
+        if run.teacher is not None:
+            state = _with_teacher(run, state, shardings)
     start = int(jax.device_get(state["step"]))
 
-    flops = sum(objective.flops(budgets).values()) * run.batch_size
     peak = peak_flops(jax.devices()[0].device_kind)
     log = RunLog(
         workdir,
@@ -94,13 +129,13 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "") ->
         start_step=start,
         is_main=is_main,
         items=run.batch_size,
-        flops_per_step=flops,
+        flops_per_step=setup.step_flops,
         peak_flops=peak * jax.device_count() if peak else None,
         state=totals,
     )
-    log.say(_headline(run, num_videos, state, budgets, flops, mesh, start))
+    log.say(_headline(run, num_videos, state, setup, mesh, start))
 
-    stop = _StopSignal()
+    stop = stop or StopSignal()
     batches = pipeline.train_batches(
         run,
         process_index=jax.process_index(),
@@ -120,6 +155,7 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "") ->
         values = {key: float(value) for key, value in jax.device_get({**metrics, **vitals}).items()}
         if not math.isfinite(values["loss"]):
             raise NonFiniteLossError(_dump(workdir, step, values, last))
+        spikes.check(values, step)
         last = values
         if step % run.log.every_steps == 0 or step in (start + 1, run.steps) or vitals:
             log.write(step, values | {"substituted": substituted})
@@ -146,7 +182,8 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "") ->
                         break
                     raise
                 substituted += int((host_batch["substituted"] > 0).sum())
-                batch = partitioning.put_batch({k: host_batch[k] for k in MODEL_KEYS}, mesh)
+                inputs = {key: host_batch[key] for key in MODEL_KEYS if key in host_batch}
+                batch = partitioning.put_batch(inputs, mesh)
                 vitals: dict[str, Any] = {}
                 with partitioning.on_mesh(mesh):
                     state, metrics = train_step(state, batch)
@@ -195,15 +232,11 @@ def _due(step: int, every: int, run: RunConfig) -> bool:
     return step % every == 0 or step in (1, run.steps)
 
 
-def _claim(workdir: pathlib.Path, run: RunConfig, command: str, is_main: bool) -> dict[str, float]:
-    """Make the folder this run's own. Returns the time totals of earlier starts.
-
-    Raises:
-      ConfigError: the folder holds a run of another config.
-    """
-    path, config = workdir / CONFIG_FILE, config_lib.to_dict(run)
+def check_folder(workdir: pathlib.Path, run: RunConfig) -> None:
+    """Raises ConfigError where the folder holds a run of another config, or checkpoints of nobody knows what."""
+    path = workdir / CONFIG_FILE
     if path.is_file():
-        if changed := config_lib.differences(json.loads(path.read_text()), config):
+        if changed := config_lib.differences(json.loads(path.read_text()), config_lib.to_dict(run)):
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise ConfigError(
                 f"{workdir} holds a run of another config ({changed[0]}{more}): use another --workdir, "
@@ -211,37 +244,42 @@ def _claim(workdir: pathlib.Path, run: RunConfig, command: str, is_main: bool) -
             )
     elif workdir.is_dir() and (workdir / "checkpoints").is_dir():
         raise ConfigError(f"{workdir} holds checkpoints without a {CONFIG_FILE}: use another --workdir")
+
+
+def _claim(workdir: pathlib.Path, run: RunConfig, is_main: bool) -> dict[str, float]:
+    """Make the folder this run's own. Returns the time totals of earlier starts.
+
+    Raises:
+      ConfigError: the folder is another run's, or cannot be written.
+    """
+    check_folder(workdir, run)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if is_main:
-            write_json(path, config)
+            write_json(workdir / CONFIG_FILE, config_lib.to_dict(run))
     except OSError as error:
         raise ConfigError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
     described = workdir / "run.json"
     return json.loads(described.read_text()).get("totals", {}) if described.is_file() else {}
 
 
-def _start_from(run: RunConfig, state: Any, shardings: Any) -> Any:
-    """`state` with the weights of the run folder `run.init_from`: encoder and target from its target, and predictor."""
-    source = load(run.init_from)
-    theirs, ours = read_config(run.init_from).model, run.model
-    given = source.params
-    fresh = {"encoder": state["params"]["encoder"], "predictor": state["params"]["predictor"]}
-    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
-    if shapes(given) != shapes(fresh):
+def _with_teacher(run: RunConfig, state: Any, shardings: Any) -> Any:
+    """`state` with the encoder of `teacher.path` as frozen teacher. Raises CheckpointError where it does not fit."""
+    if not run.teacher.path:
+        raise ConfigError("teacher.path is empty: give a run folder or checkpoint with --config.teacher.path=PATH")
+    given = load(run.teacher.path).params["encoder"]
+    shapes = lambda tree: jax.tree.map(lambda x: tuple(x.shape), tree)
+    if shapes(given) != shapes(state["aux"]["teacher"]):
         raise CheckpointError(
-            f"init_from={run.init_from} holds another model ({theirs.variant}, patch {theirs.patch_size}) than the "
-            f"config ({ours.variant}, patch {ours.patch_size}): use the same model settings"
+            f"teacher.path={run.teacher.path} is not a {run.teacher.model.variant} as teacher.model says"
         )
-    params = {"encoder": given["encoder"], "predictor": given["predictor"]}
-    placed = jax.device_put({"params": params, "aux": {"target": jax.tree.map(np.asarray, given["encoder"])}},
-                            {"params": shardings["params"], "aux": shardings["aux"]})  # fmt: skip
-    return {**state, **placed}
+    teacher = jax.device_put(jax.tree.map(np.asarray, given), shardings["aux"]["teacher"])
+    return {**state, "aux": state["aux"] | {"teacher": teacher}}
 
 
 def _draw(log: RunLog, workdir: pathlib.Path, run: RunConfig, objective: Any, state: Any, batch: Any, step: int):
     """Masks on real frames and an animated PCA feature map of the batch's first clip."""
-    first = jax.tree.map(lambda x: x[0], {k: batch[k] for k in MODEL_KEYS})
+    first = jax.tree.map(lambda x: x[0], {key: batch[key] for key in ("video", "masks")})
     image = pictures.mask_picture(first["video"], first["masks"], run.grid)
     log.picture(step, "masks", image)
     pictures.save_picture(workdir, "masks", step, pictures.png(image))
@@ -275,18 +313,16 @@ def _dump(workdir: pathlib.Path, step: int, values: dict[str, float], last: dict
     )
 
 
-def _headline(
-    run: RunConfig, videos: int, state: Any, budgets: list[tuple[int, int]], flops: float, mesh: Any, start: int
-) -> str:
+def _headline(run: RunConfig, videos: int, state: Any, setup: Setup, mesh: Any, start: int) -> str:
     count = lambda tree: f"{num_parameters(tree) / 1e6:.1f} M"
-    groups = ", ".join(f"{c}+{m}" for c, m in budgets)
+    groups = ", ".join(f"{c}+{m}" for c, m in setup.plan.budgets)
     parts = ", ".join(f"{name} {count(tree)}" for name, tree in state["params"].items())
     axes = ", ".join(f"{a} {n}" for a, n in mesh.shape.items() if n > 1) or "1 device"
     resumed = f"; going on from step {start}" if start else ""
     return (
         f"{run.objective} {run.model.variant}: {parts} parameters; {videos} videos; "
         f"{run.grid[0]}x{run.grid[1]}x{run.grid[2]} tokens, "
-        f"context+target {groups}; {flops / run.batch_size / 1e9:.3g} GFLOP a clip; "
+        f"context+target {groups}; {setup.clip_flops / 1e9:.3g} GFLOP a clip; "
         f"{axes} ({jax.devices()[0].device_kind}){resumed}"
     )
 
@@ -309,7 +345,7 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-class _StopSignal:
+class StopSignal:
     """Context in which SIGTERM and the first Ctrl-C only set `asked`; a second Ctrl-C interrupts at once."""
 
     def __init__(self):

@@ -22,8 +22,8 @@ def test_minus_one_takes_what_is_left():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MeshConfig(fsdp=3), "do not multiply to the 8 devices here"),
-        (MeshConfig(replica=3), "do not multiply to the 8 devices here"),
+        (MeshConfig(fsdp=3), "do not multiply to 8 devices"),
+        (MeshConfig(replica=3), "do not multiply to 8 devices"),
         (MeshConfig(replica=-1), "at most one axis may be -1"),
         (MeshConfig(fsdp=0), "all others must be at least 1"),
     ],

@@ -6,15 +6,15 @@ maps these to mesh axes. The target encoder and the optimiser moments follow the
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vjepa_jax.config import ConfigError, MeshConfig, RunConfig
 
@@ -47,22 +47,33 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """The device mesh. Raises ConfigError where the axes do not multiply to the number of devices."""
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
-    wanted = "mesh." + ", mesh.".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise ConfigError(f"{wanted}: at most one axis may be -1, all others must be at least 1")
-    known = int(np.prod([s for s in sizes if s != -1]))
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices) or -1 in sizes:
-        raise ConfigError(f"{wanted} do not multiply to the {len(devices)} devices here: change one, or set it to -1")
+    sizes = mesh_sizes(config, len(devices))
     array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+    """The mesh that `make_mesh` would make of so many devices, without any. Raises ConfigError."""
+    return AbstractMesh(tuple(mesh_sizes(config, devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> list[int]:
+    """Devices along each axis. Raises ConfigError where they do not multiply to `devices`."""
+    sizes = [getattr(config, axis) for axis in AXES]
+    wanted = "mesh." + ", mesh.".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+        raise ConfigError(f"{wanted}: at most one axis may be -1, all others must be at least 1")
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if math.prod(sizes) != devices or -1 in sizes:
+        raise ConfigError(f"{wanted} do not multiply to {devices} devices: change one, or set it to -1")
+    return sizes
+
+
 def check_batch(run: RunConfig, mesh: Mesh) -> None:
     """Raises ConfigError where a micro-batch does not divide over the data axes of the mesh."""
-    shards = int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
+    shards = math.prod(mesh.shape[a] for a in BATCH_AXES)
     if run.images is not None:
         try:
             check_batch(run.images_run, mesh)
