@@ -15,11 +15,15 @@ import numpy as np
 import pytest
 
 from data_pipelines import masking
+from vjepa_jax import cli
 from vjepa_jax import config as config_lib
 from vjepa_jax import train as train_lib
 from vjepa_jax.config import ConfigError
+from vjepa_jax.convert import formats
+from vjepa_jax.convert.weights import Weights
 from vjepa_jax.encoder import load
 from vjepa_jax.training import metrics as metrics_lib
+from vjepa_jax.training import spikes
 from vjepa_jax.training.checkpoint import Checkpoints
 
 START = """
@@ -115,6 +119,11 @@ def test_what_a_run_leaves(tiny_config, tmp_path, capsys):
     assert "linear" in (tmp_path / "report.html").read_text()
     assert "report: " in capsys.readouterr().out
 
+    # probed again from its folder, row by row
+    assert cli.main(["eval", "--workdir", str(tmp_path), "--probes", "knn", "--seeds", "1"]) == 0
+    assert capsys.readouterr().out.startswith("trained, knn, 32 labels: ")
+    assert {r["probe"] for r in json.loads((tmp_path / "probes.json").read_text())} == {"knn"}
+
     # started again, the finished run only repeats its evaluation and report
     assert train_lib.train(run_of(config), tmp_path) == 0
     assert [r["step"] for r in metrics_lib.read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 6]
@@ -188,6 +197,17 @@ def test_a_loss_that_is_not_finite_stops_with_a_dump(tiny_config, tmp_path):
     assert max(Checkpoints(tmp_path).steps) < content["step"]
 
 
+def test_too_many_skipped_steps_in_a_row_stop_the_run(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(spikes, "MAX_IN_ROW", 0)
+    optim = {"lr": 0.0, "start_lr": 0.0, "skip_spikes": 1e-6, "spike_window": 4, "spike_after": 0}
+    config = tiny_config(optim=optim, checkpoint={"every_steps": 1}, steps=20)
+    with pytest.raises(spikes.LossSpikeError, match=r"at step \d+, the 1th in a row above optim.skip_spikes"):
+        train_lib.train(run_of(config), tmp_path)
+    records = metrics_lib.read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["skipped"] for r in records] == [0.0] * len(records) and len(records) >= 2
+    assert max(Checkpoints(tmp_path).steps) == len(records)
+
+
 def test_a_folder_of_another_config_is_left_alone(tiny_config, tmp_path):
     assert train_lib.train(run_of(tiny_config(steps=2)), tmp_path) == 0
     before = (tmp_path / "config.json").read_text()
@@ -242,12 +262,18 @@ def test_undecodable_videos_are_counted_and_named_once(tiny_config, tiny_world, 
     assert json.loads(line)["path"].endswith("broken.mp4")
 
 
-def test_weights_of_another_run_are_the_start(tiny_config, tmp_path):
+def test_weights_of_another_run_are_the_start(tiny_config, tmp_path, capsys):
+    """As an official file of the encoder alone, which is mapped into memory; tests/convert has the other kinds."""
     assert train_lib.train(run_of(tiny_config(steps=3)), tmp_path / "first") == 0
-    source = load(tmp_path / "first")
-    config = tiny_config(steps=1, init_from=str(tmp_path / "first"), optim={"lr": 0.0, "start_lr": 0.0}, seed=5)
+    source, path = load(tmp_path / "first"), tmp_path / "first.pt"
+    given = jax.device_get(source.params["encoder"])
+    formats.write(path, Weights(source.run, {"encoder": given}), "official")
+    before = path.read_bytes()
+    config = tiny_config(steps=1, init_from=str(path), optim={"lr": 0.0, "start_lr": 0.0}, seed=5)
     assert train_lib.train(run_of(config), tmp_path / "second") == 0
-    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "second").params, source.params)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "second").params["encoder"], given)
+    assert f"warning: {path} has no predictor of masked tokens" in capsys.readouterr().err
+    assert path.read_bytes() == before
     wider = tiny_config(init_from=str(tmp_path / "first"), model={"embed_dim": 24})
     with pytest.raises(ValueError, match="holds another model"):
         train_lib.train(run_of(wider), tmp_path / "third")

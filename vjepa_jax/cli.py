@@ -74,10 +74,11 @@ def _train(argv: list[str]) -> int:
         return _dry_run(runs, options)
     _quiet_flags()
     from vjepa_jax import stages, train
+    from vjepa_jax.training.spikes import LossSpikeError
 
     try:
         return stages.train(runs, options.workdir, command=shlex.join(["vjepa", "train", *argv]))
-    except train.NonFiniteLossError as error:
+    except (train.NonFiniteLossError, LossSpikeError) as error:
         print(f"vjepa train: {error}", file=sys.stderr)
         return train.EXIT_FAILED
 

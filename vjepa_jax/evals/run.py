@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from data_pipelines import pipeline
@@ -13,8 +14,10 @@ from vjepa_jax.evals.features import pixel_features
 from vjepa_jax.training.files import write_json
 
 
-def evaluate(encoder: Encoder, cfg: EvalConfig) -> list[frozen.Row]:
+def evaluate(encoder: Encoder, cfg: EvalConfig, on_row: Callable[[frozen.Row], None] | None = None) -> list[frozen.Row]:
     """Probe rows (evals.frozen.probe_rows) of an encoder and its baselines on the labelled videos `cfg.path`.
+
+    `on_row` is called with every row when it is done.
 
     The baselines are the same model with random weights, one for each seed, and the raw pixels as tokens. Clips have
     the frames and the size that the encoder was trained with: the middle clip of a video, centre crop.
@@ -30,7 +33,7 @@ def evaluate(encoder: Encoder, cfg: EvalConfig) -> list[frozen.Row]:
         model = run.model
         encoders["random init"] = [Encoder.random(run, 1000 + seed) for seed in range(cfg.seeds)]
         encoders["raw pixels"] = functools.partial(pixel_features, patch=model.patch_size, tubelet=model.tubelet_size)
-    return frozen.probe_rows(encoders, _videos(run, cfg, "train"), _videos(run, cfg, "test"), cfg)
+    return frozen.probe_rows(encoders, _videos(run, cfg, "train"), _videos(run, cfg, "test"), cfg, on_row=on_row)
 
 
 def _videos(run: RunConfig, cfg: EvalConfig, split: str):
@@ -61,7 +64,12 @@ def main(options: Any) -> int:
         "segments": options.segments,
     }
     cfg = dataclasses.replace(encoder.run.eval, **{key: value for key, value in given.items() if value is not None})
-    rows = evaluate(encoder, cfg)
+    rows = evaluate(encoder, cfg, on_row=_say)
     print(frozen.format_table(rows))
     write_json(pathlib.Path(options.workdir) / "probes.json", rows)
     return 0
+
+
+def _say(row: frozen.Row) -> None:
+    result = f"{row['accuracy_mean']:.1f} % ({row['selected']})"
+    print(f"{row['encoder']}, {row['probe']}, {row['num_labels']} labels: {result}", flush=True)
