@@ -293,7 +293,7 @@ class RunConfig:
     data: DataConfig
     seed: int = 0
     objective: str = "vjepa2"
-    init_from: str = ""  # a run folder to start from
+    init_from: str = ""  # a run folder, official .pt or Hugging Face folder to start from
     init: InitConfig = field(default_factory=InitConfig)
     stages: tuple[dict, ...] = ()  # a ladder: {"name": "64f", "data.num_frames": 64, ...}, ... (config_stages.py)
     model: ModelConfig = field(default_factory=ModelConfig)

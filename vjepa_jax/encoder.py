@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import warnings
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from vjepa_jax import config as config_lib
 from vjepa_jax import objectives
 from vjepa_jax.config import RunConfig
 from vjepa_jax.config_build import flatten
-from vjepa_jax.convert import ConvertError, formats
+from vjepa_jax.convert import ConvertError, ac, formats
 from vjepa_jax.convert.shapes import check as check_shapes
 from vjepa_jax.convert.weights import Hints, Weights
 from vjepa_jax.training import checkpoint
@@ -66,8 +65,13 @@ class Encoder:
           float32 [B, M, D] (or [M, D]).
 
         Raises:
-          ConvertError: the weights came without a predictor.
+          ConvertError: the weights came without a predictor, or with one that is conditioned on actions.
         """
+        if isinstance(self.params, dict) and "ac_predictor" in self.params:
+            raise ConvertError(
+                "the predictor of these weights is conditioned on actions and fills in no masked tokens: apply "
+                'models.ac_predictor.ACPredictor(encoder.run.model) with encoder.params["ac_predictor"]'
+            )
         if isinstance(self.params, dict) and self.params.keys() == {"encoder"}:
             raise ConvertError("these weights hold an encoder and no predictor: load a file or folder that has both")
         video, single = _batched(video)
@@ -80,6 +84,9 @@ class Encoder:
 
 def load(path: str | os.PathLike[str], step: int | None = None, dtype: str | None = None, **hints: Any) -> Encoder:
     """An encoder, and its predictor where there is one, from any weights.
+
+    The predictor of a V-JEPA 2-AC file is `params["ac_predictor"]` of what is returned, with its sizes in
+    `run.model.predictor`: `models.ac_predictor.ACPredictor(encoder.run.model)` applies it.
 
     Args:
       path: a run folder (the target encoder of its newest checkpoint, or of the one of `step`), a folder that
@@ -95,8 +102,6 @@ def load(path: str | os.PathLike[str], step: int | None = None, dtype: str | Non
     run = weights.run
     if run is None:
         raise ConvertError(f"{path} holds a probe and no encoder")
-    for note in weights.notes:
-        warnings.warn(f"{path}: {note}", stacklevel=2)
     if dtype is not None:
         model = dataclasses.replace(run.model, dtype=dtype)
         run = config_lib.from_config_dict(config_lib.to_dict(dataclasses.replace(run, model=model)))
@@ -133,7 +138,7 @@ def read_weights(path: str | os.PathLike[str], step: int | None = None, hints: H
 
 def convert(options: Any) -> int:
     """`vjepa convert`: read SRC whole, write DST whole, say what went over and what did not."""
-    hints = Hints(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Hints)})
+    hints = Hints(**{f.name: getattr(options, f.name, None) for f in dataclasses.fields(Hints)})
     if options.probe:
         hints, probe_hints = dataclasses.replace(hints, classifier=None), Hints(classifier=hints.classifier)
     weights = read_weights(options.src, options.step, hints)
@@ -147,8 +152,6 @@ def convert(options: Any) -> int:
     formats.write(options.dst, weights, to)
     trees = weights.params | ({"probe": probe.params} if probe else {})
     counts = [f"{name} {sum(leaf.size for leaf in jax.tree.leaves(tree)):,}" for name, tree in trees.items()]
-    for note in weights.notes:
-        print(f"note: {note}")
     print(f"{options.dst} ({to}), parameters: {', '.join(counts)}")
     return 0
 
@@ -157,9 +160,13 @@ def _check(weights: Weights) -> None:
     """Raises ConvertError unless every parameter of the model is there in its shape, but for a whole predictor."""
     objective = objectives.create(weights.run)
     expected = flatten(objective.eval_params(*jax.eval_shape(objective.init, jax.random.key(0))))
+    expected = {name: tuple(leaf.shape) for name, leaf in expected.items()}
     if "predictor" not in weights.params:
-        expected = {name: leaf for name, leaf in expected.items() if not name.startswith("predictor.")}
-    check_shapes(flatten(weights.params), {name: tuple(leaf.shape) for name, leaf in expected.items()})
+        expected = {name: shape for name, shape in expected.items() if not name.startswith("predictor.")}
+    if "ac_predictor" in weights.params:
+        shapes = ac.tree_shapes(weights.params["ac_predictor"], weights.run.model)
+        expected |= {f"ac_predictor.{name}": shape for name, shape in shapes.items()}
+    check_shapes(flatten(weights.params), expected)
 
 
 def read_config(folder: str | os.PathLike[str]) -> RunConfig:

@@ -1,4 +1,5 @@
-"""What a fresh run takes from other weights: the target encoder (`init_from`), or a run's whole state (`init.weights`).
+"""What a fresh run takes from other weights: the target encoder (`init_from`), or a run's whole state (`init.weights`);
+and the teacher of a distillation.
 
 The published cooldown goes on from encoder, predictor, target and optimiser (vjepa2 app/vjepa/train.py, anneal_ckpt);
 so does every stage of a ladder after the first.
@@ -24,7 +25,7 @@ from vjepa_jax.training.optim import make_optimizer
 from vjepa_jax.training.state import abstract_state
 
 # settings of the model that must be the same, in the order in which a difference is named
-_SETTINGS = ("patch_size", "tubelet_size", "position", "levels", "image_tokenizer")
+_SETTINGS = ("patch_size", "tubelet_size", "position", "levels", "image_tokenizer", "cls_token", "registers")
 _SETTINGS += tuple(f"predictor.{key}" for key in ("kind", "embed_dim", "depth", "num_heads", "num_mask_tokens"))
 
 
@@ -35,6 +36,8 @@ def check_source(run: RunConfig, workdir: pathlib.Path, abstract: Any) -> None:
     Args:
       abstract: shapes of the run's own training state.
     """
+    if run.teacher is not None:
+        _load_teacher(run, abstract["aux"]["teacher"])
     folder = _source(run, workdir)
     if run.init.weights != "all":
         if folder is not None:
@@ -43,7 +46,9 @@ def check_source(run: RunConfig, workdir: pathlib.Path, abstract: Any) -> None:
     if folder is None:
         raise ConfigError("init.weights='all' needs the run to take them from: set --config.init_from=RUN")
     if formats.kind(folder) != "run":
-        raise ConfigError(f"init.weights='all' needs a run, {folder} has no online encoder: set --config.init.weights=target")
+        raise ConfigError(
+            f"init.weights='all' needs a run, {folder} has no online encoder: set --config.init.weights=target"
+        )
     theirs = read_config(folder)
     given = abstract_state(objectives.create(theirs), make_optimizer(theirs))
     for part in ("params", "aux"):
@@ -59,9 +64,14 @@ def begin(
       warn: is given one line where the weights have no predictor, which then stays fresh.
     """
     folder = _source(run, workdir)
-    if folder is None:
-        return state
-    return _whole_state(run, folder, state, mesh) if run.init.weights == "all" else _target(run, folder, state, warn)
+    if folder is not None and run.init.weights == "all":
+        state = _whole_state(run, folder, state, mesh)
+    elif folder is not None:
+        state = _target(run, folder, state, warn)
+    if run.teacher is not None:
+        fresh = state["aux"]["teacher"]
+        state = {**state, "aux": state["aux"] | {"teacher": _place(_load_teacher(run, fresh), fresh)}}
+    return state
 
 
 def _source(run: RunConfig, workdir: pathlib.Path) -> pathlib.Path | None:
@@ -76,11 +86,30 @@ def _target(run: RunConfig, folder: pathlib.Path, state: Any, warn: Callable[[st
     given = _load_target(run, folder, state["params"])
     if "predictor" not in given:
         warn(f"{folder} has no predictor of masked tokens: this run's starts fresh")
-    # copies: steps give arrays away
-    place = lambda given, ours: jax.tree.map(lambda x, y: jax.device_put(np.array(x), y.sharding), given, ours)
-    params = {part: place(tree, state["params"][part]) for part, tree in given.items()}
-    target = place(given["encoder"], state["aux"]["target"])
+    params = {part: _place(tree, state["params"][part]) for part, tree in given.items()}
+    target = _place(given["encoder"], state["aux"]["target"])
     return {**state, "params": state["params"] | params, "aux": state["aux"] | {"target": target}}
+
+
+def _place(given: Any, ours: Any) -> Any:
+    """Copies, as steps give arrays away, where `ours` lie."""
+    return jax.tree.map(lambda x, y: jax.device_put(np.array(x), y.sharding), given, ours)
+
+
+def _load_teacher(run: RunConfig, wanted: Any) -> Any:
+    """The encoder of `teacher.path`, shaped as `wanted`."""
+    if not run.teacher.path:
+        raise ConfigError("teacher.path is empty: give a run folder or checkpoint with --config.teacher.path=PATH")
+    source = load(run.teacher.path, like=run.teacher.model)
+    given = source.params["encoder"]
+    if _shapes(given) != _shapes(wanted):
+        path, variant = run.teacher.path, run.teacher.model.variant
+        raise CheckpointError(f"teacher.path={path} is not a {variant} as teacher.model says: make them agree")
+    return given
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
 
 
 def _load_target(run: RunConfig, folder: pathlib.Path, wanted: Any) -> dict[str, Any]:
@@ -119,8 +148,7 @@ def _check_same_model(folder: Any, theirs: RunConfig, run: RunConfig, given: Any
 
 
 def _compared(theirs: ModelConfig, ours: ModelConfig, given: Any, wanted: Any) -> Iterator[tuple[str, Any, Any]]:
-    """(name, value there, value here) of everything that two models must share. Heads and names of sizes that no
-    tensor tells come first, as they say most."""
+    """(name, value there, value here) of what two models must share; what says most comes first."""
     sizes = [encoder_size(model) for model in (theirs, ours)]
     if sizes[0] != sizes[1] and sizes[0] == encoder_size(ModelConfig(variant=theirs.variant, mlp=theirs.mlp)):
         yield "model.variant", theirs.variant, ours.variant
@@ -130,6 +158,6 @@ def _compared(theirs: ModelConfig, ours: ModelConfig, given: Any, wanted: Any) -
     for key in _SETTINGS:
         if "predictor" in given or not key.startswith("predictor."):
             yield f"model.{key}", settings[0][key], settings[1][key]
-    shapes = [{name: tuple(leaf.shape) for name, leaf in flatten(tree).items()} for tree in (given, wanted)]
+    shapes = [_shapes(tree) for tree in (given, wanted)]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        yield f"the shape of {name}", shapes[0].get(name), shapes[1].get(name)
+        yield f"the shape of {name}", shapes[0].get(name, "absent"), shapes[1].get(name, "absent")

@@ -21,12 +21,12 @@ from data_pipelines import masking, pipeline, sources
 from vjepa_jax import config as config_lib
 from vjepa_jax import objectives, starting
 from vjepa_jax.config import ConfigError, RunConfig
-from vjepa_jax.encoder import CONFIG_FILE, Encoder, load
+from vjepa_jax.encoder import CONFIG_FILE, Encoder
 from vjepa_jax.evals import run as evals_run
 from vjepa_jax.evals.frozen import format_table
 from vjepa_jax.parallel import partitioning
 from vjepa_jax.training import health, pictures, spikes
-from vjepa_jax.training.checkpoint import CheckpointError, Checkpoints
+from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.files import write_json
 from vjepa_jax.training.metrics import RunLog, peak_flops
 from vjepa_jax.training.optim import decay_mask, make_optimizer
@@ -88,7 +88,7 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
 
     Raises:
       ConfigError, CheckpointError, data_pipelines DataError: one line that says what to do.
-      NonFiniteLossError: training diverged; nothing after the last good checkpoint was saved.
+      NonFiniteLossError, spikes.LossSpikeError: training diverged; nothing after the last good checkpoint was saved.
     """
     workdir = pathlib.Path(workdir)
     is_main = jax.process_index() == 0
@@ -118,8 +118,6 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
         with partitioning.on_mesh(mesh):
             state = jax.jit(lambda: init_state(objective, optimizer, run.seed), out_shardings=shardings)()
         state = starting.begin(run, workdir, state, mesh, warn=_warn)
-        if run.teacher is not None:
-            state = _with_teacher(run, state, shardings)
     start = int(jax.device_get(state["step"]))
 
     peak = peak_flops(jax.devices()[0].device_kind)
@@ -261,20 +259,6 @@ def _claim(workdir: pathlib.Path, run: RunConfig, is_main: bool) -> dict[str, fl
         raise ConfigError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
     described = workdir / "run.json"
     return json.loads(described.read_text()).get("totals", {}) if described.is_file() else {}
-
-
-def _with_teacher(run: RunConfig, state: Any, shardings: Any) -> Any:
-    """`state` with the encoder of `teacher.path` as frozen teacher. Raises CheckpointError where it does not fit."""
-    if not run.teacher.path:
-        raise ConfigError("teacher.path is empty: give a run folder or checkpoint with --config.teacher.path=PATH")
-    given = load(run.teacher.path).params["encoder"]
-    shapes = lambda tree: jax.tree.map(lambda x: tuple(x.shape), tree)
-    if shapes(given) != shapes(state["aux"]["teacher"]):
-        raise CheckpointError(
-            f"teacher.path={run.teacher.path} is not a {run.teacher.model.variant} as teacher.model says"
-        )
-    teacher = jax.device_put(jax.tree.map(np.asarray, given), shardings["aux"]["teacher"])
-    return {**state, "aux": state["aux"] | {"teacher": teacher}}
 
 
 def _draw(log: RunLog, workdir: pathlib.Path, run: RunConfig, objective: Any, state: Any, batch: Any, step: int):

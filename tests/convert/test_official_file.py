@@ -157,6 +157,28 @@ def test_every_size_is_recognised_by_its_shapes(variant, mlp):
     assert first.position == "sincos" and first.predictor.num_heads == encoder_size(model).num_heads
 
 
+def test_the_model_that_weights_are_for_tells_what_the_file_does_not(family2, tmp_path):
+    giant = ModelConfig(variant="vit_giant", predictor=PredictorConfig(embed_dim=96, num_heads=3))
+    tensors = zeros(encoder_shapes(giant)), zeros(predictor_shapes(giant))
+    found = infer_model(*tensors, Hints(like=giant))
+    assert (found.variant, found.predictor.num_heads) == ("vit_giant", 3)
+    other = infer_model(*tensors, Hints(like=giant, variant="vit_giant_xformers", predictor_heads=2))  # hints go first
+    assert (other.variant, other.predictor.num_heads) == ("vit_giant_xformers", 2)
+    with pytest.raises(ConvertError, match=r"width 1408, 40 blocks .* another than the config's of width 1024, 24 bl"):
+        infer_model(*tensors, Hints(like=ModelConfig(variant="vit_large")))
+    with pytest.raises(ConvertError, match=r"predictor of width 96 is another .* set model\.predictor\.embed_dim=96"):
+        infer_model(*tensors, Hints(like=ModelConfig(variant="vit_giant")))
+
+    content = checkpoint(family2)
+    content["target_encoder"]["module.backbone.pos_embed"] = np.zeros((1, 64, 32), np.float32)
+    path, model = write(tmp_path / "a.pt", content), formats.read(write(tmp_path / "b.pt", checkpoint(family2)), TINY)
+    for position in ("sincos", "rope_tiled"):
+        like = dataclasses.replace(model.run.model, position=position)
+        assert formats.read(path, Hints(like=like)).run.model == like
+    with pytest.raises(ConvertError, match="may be of V-JEPA 1"):
+        formats.read(path, Hints(like=dataclasses.replace(like, position="rope_interleaved")))
+
+
 def test_sizes_that_are_not_known_ask_for_their_heads(family2, tmp_path):
     path = write(tmp_path / "a.pt", checkpoint(family2))
     with pytest.raises(ConvertError, match=r"width 32, 3 blocks and MLP width 128 is of no known size.* give --heads"):
@@ -190,14 +212,6 @@ def test_distilled_students_go_both_ways(tmp_path):
     again = formats.read(write(tmp_path / "b.pt", content), TINY)
     assert again.run.model == weights.run.model
     jax.tree.map(np.testing.assert_array_equal, again.params, weights.params)
-
-
-def test_a_predictor_of_actions_is_left_out_and_said(family2, tmp_path):
-    content = checkpoint(family2, towers=("encoder",))
-    content["predictor"] = {f"module.{name}": array for name, array in part(family2, "ac_predictor/").items()}
-    with pytest.warns(UserWarning, match="conditioned on actions .* left out"):
-        encoder = vjepa_jax.load(write(tmp_path / "a.pt", content), **HEADS)
-    assert encoder.params.keys() == {"encoder"}
 
 
 def change(content, tower, name, array):

@@ -33,6 +33,13 @@ def test_the_first_step_is_the_released_one_and_200_more_learn(fixture_npz, fami
     measure = jax.jit(health.make_health(objective, run))
 
     with partitioning.on_mesh(mesh):
+        outputs = jax.jit(lambda s, b: [vars(g) for g in objective.outputs(s["params"], s["aux"], b).groups])
+        for i, group in enumerate(outputs(state, batch)):
+            np.testing.assert_allclose(group["context"][:3], fixture[f"encoder_out/context{i}"], **TOLERANCE)
+            np.testing.assert_allclose(group["prediction"][-3:], fixture[f"predictor_out/{i}"], **TOLERANCE)
+            if family == "2.1":
+                seen = fixture[f"predictor_context_out/{i}"]
+                np.testing.assert_allclose(group["context_prediction"][:3], seen, **TOLERANCE)
         state, metrics = step(state, batch)
         first = float(metrics["loss"])
         expected = fixture["loss"] if family == "2" else released_loss_21(fixture, build(fixture)[3]["masks"], 0.0)[0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vjepa_jax.config import ConfigError
+from vjepa_jax.convert import probes
 from vjepa_jax.models.probe import AttentiveClassifier, AttentivePooler, init_classifier
 
 HEADS = 2  # of the probe in the fixture
@@ -19,58 +20,9 @@ def apply(model, params, x_BND):
     return model.apply({"params": params}, x_BND)
 
 
-def linear(state, name):
-    return {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}
-
-
-def norm(state, name):
-    return {"scale": state[f"{name}.weight"], "bias": state[f"{name}.bias"]}
-
-
-def block(state, name, heads):
-    dim = state[f"{name}.norm1.weight"].shape[0]
-    qkv, proj = linear(state, f"{name}.attn.qkv"), linear(state, f"{name}.attn.proj")
-    return {
-        "norm1": norm(state, f"{name}.norm1"),
-        "qkv": {"kernel": qkv["kernel"].reshape(dim, 3, heads, -1), "bias": qkv["bias"].reshape(3, heads, -1)},
-        "proj": {"kernel": proj["kernel"].reshape(heads, -1, dim), "bias": proj["bias"]},
-        "norm2": norm(state, f"{name}.norm2"),
-        "fc1": linear(state, f"{name}.mlp.fc1"),
-        "fc2": linear(state, f"{name}.mlp.fc2"),
-    }
-
-
-def cross_block(state, name, heads):
-    dim = state[f"{name}.norm1.weight"].shape[0]
-    query, kv = linear(state, f"{name}.xattn.q"), linear(state, f"{name}.xattn.kv")
-    split = {
-        "query": query,
-        "key": {"kernel": kv["kernel"][:, :dim], "bias": kv["bias"][:dim]},
-        "value": {"kernel": kv["kernel"][:, dim:], "bias": kv["bias"][dim:]},
-    }
-    projections = {
-        key: {"kernel": p["kernel"].reshape(dim, heads, -1), "bias": p["bias"].reshape(heads, -1)}
-        for key, p in split.items()
-    }
-    rest = {"fc1": linear(state, f"{name}.mlp.fc1"), "fc2": linear(state, f"{name}.mlp.fc2")}
-    return projections | rest | {"norm1": norm(state, f"{name}.norm1"), "norm2": norm(state, f"{name}.norm2")}
-
-
-def probe_tree(state, depth, heads):
-    blocks = [block(state, f"pooler.blocks.{i}", heads) for i in range(depth - 1)]
-    return {
-        "pooler": {
-            "query_tokens": state["pooler.query_tokens"][0],
-            "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
-            "cross": cross_block(state, "pooler.cross_attention_block", heads),
-        },
-        "linear": linear(state, "linear"),
-    }
-
-
 @pytest.fixture
 def official(fixture_npz):
-    """The tokens, the parameters in our tree, and the logits of the PyTorch probe (depth 3, 7 classes)."""
+    """The tokens, the state dict and the logits of the PyTorch probe (depth 3, 7 classes)."""
     data = fixture_npz("vjepa2_tiny.npz")
     state = {k.removeprefix("probe/"): v for k, v in data.items() if k.startswith("probe/")}
     return data["probe_in"], state, data["probe_out"]
@@ -79,7 +31,7 @@ def official(fixture_npz):
 def test_agrees_with_the_pytorch_probe(official):
     x, state, expected = official
     model = AttentiveClassifier(num_classes=7, num_heads=HEADS, depth=3)
-    params = probe_tree(state, 3, HEADS)
+    params = probes.from_official(state, HEADS).params
     fresh = jax.eval_shape(lambda: init_classifier(model, KEY, jnp.asarray(x)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, fresh)
     np.testing.assert_allclose(apply(model, params, x), expected, atol=1e-5, rtol=0)
@@ -88,19 +40,19 @@ def test_agrees_with_the_pytorch_probe(official):
 def test_the_number_of_heads_matters(official):
     x, state, expected = official
     other = AttentiveClassifier(num_classes=7, num_heads=4, depth=3)
-    assert np.abs(apply(other, probe_tree(state, 3, 4), x) - expected).max() > 1e-4
+    assert np.abs(apply(other, probes.from_official(state, 4).params, x) - expected).max() > 1e-4
 
 
 def test_token_order_does_not_matter(official):
     x, state, expected = official
     model = AttentiveClassifier(num_classes=7, num_heads=HEADS, depth=3)
-    np.testing.assert_allclose(apply(model, probe_tree(state, 3, HEADS), x[:, ::-1]), expected, atol=1e-5)
+    np.testing.assert_allclose(apply(model, probes.from_official(state, HEADS).params, x[:, ::-1]), expected, atol=1e-5)
 
 
 def test_bfloat16_stays_close_to_float32(official):
     x, state, expected = official
     model = AttentiveClassifier(num_classes=7, num_heads=HEADS, depth=3, dtype=jnp.bfloat16)
-    out = apply(model, probe_tree(state, 3, HEADS), x)
+    out = apply(model, probes.from_official(state, HEADS).params, x)
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, expected, atol=1e-2)
 

@@ -196,6 +196,8 @@ def _config(weights: Weights) -> dict[str, Any]:
 
 
 def _check_writable(weights: Weights) -> None:
+    if "ac_predictor" in weights.params:
+        raise ConvertError("transformers has no action-conditioned model (V-JEPA 2-AC): use --to official or --to ours")
     if weights.run is None or "predictor" not in weights.params:
         raise ConvertError(
             "transformers' model has an encoder and a predictor and makes random ones where they are missing: these "

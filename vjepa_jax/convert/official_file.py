@@ -4,16 +4,16 @@ A file is a dict with the towers `encoder`, `target_encoder` (or `ema_encoder`) 
 module.backbone.NAME, beside the state of its training, which is not read. A file of probes has `classifiers`.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
 from typing import Any
 
 from vjepa_jax.config import ModelConfig, from_config_dict, to_dict
-from vjepa_jax.convert import ConvertError, official, probes, torch_file
-from vjepa_jax.convert.shapes import check, encoder_shapes, predictor_shapes
-from vjepa_jax.convert.sizes import LEVELS, infer_model
-from vjepa_jax.convert.weights import Hints, Params, State, Weights, float32, make_run
+from vjepa_jax.convert import ConvertError, ac, official, probes, torch_file
+from vjepa_jax.convert.sizes import LEVELS, infer_model, is_ac
+from vjepa_jax.convert.weights import Hints, Params, State, Weights, make_run
 from vjepa_jax.models.variants import encoder_size
 
 TOWERS = ("target_encoder", "ema_encoder", "encoder")  # the first that is there is what published evaluations use
@@ -22,7 +22,7 @@ CONFIG_KEY = "vjepa_jax_config"  # the config as JSON text, in files that were w
 
 
 def read(path: str | pathlib.Path, hints: Hints) -> Weights:
-    """The chosen encoder, and the predictor and the probe where there are any.
+    """The chosen encoder, and the predictor (of masked tokens or of actions) and the probe where there are any.
 
     Raises:
       ConvertError: not such a file, a tensor that is missing or left over or of another shape, or a size that the file
@@ -37,27 +37,25 @@ def read(path: str | pathlib.Path, hints: Hints) -> Weights:
     if probe is not None and not any(tower in content for tower in TOWERS):
         return Weights(None, {}, probe)
     tower = _strip(_tower(path, content, hints.tower))
-    predictor, notes = _predictor(content)
-    _check_position(path, tower, predictor, hints)
-    tower = {name: array for name, array in tower.items() if name not in official.IGNORED}
+    predictor = _strip(content["predictor"]) if "predictor" in content else None
     if CONFIG_KEY in content:
         hints.refuse(path, allowed=("tower", "classifier"))
         run = from_config_dict(json.loads(content[CONFIG_KEY]))
         model = run.model
     else:
-        model = infer_model(tower, predictor, hints)
+        model = infer_model(tower, predictor, _with_position(path, tower, predictor, hints))
         run = make_run(to_dict(model))
-    return Weights(run, trees(tower, predictor, model), probe, notes)
+    return Weights(run, trees(tower, predictor, model), probe)
 
 
 def trees(encoder: State, predictor: State | None, model: ModelConfig) -> Params:
     """Our trees from state dicts with official names. Raises ConvertError that names the tensor that does not fit."""
-    check(encoder, encoder_shapes(model))
-    params = {"encoder": official.encoder_from_official(float32(encoder), model)}
-    if predictor is not None:
-        check(predictor, predictor_shapes(model))
-        params["predictor"] = official.predictor_from_official(float32(predictor), model)
-    return params
+    params = {"encoder": official.encoder_from_official(encoder, model)}
+    if predictor is None:
+        return params
+    if is_ac(predictor):
+        return params | {"ac_predictor": ac.ac_predictor_from_official(predictor, model)}
+    return params | {"predictor": official.predictor_from_official(predictor, model)}
 
 
 def write(path: str | pathlib.Path, weights: Weights) -> None:
@@ -85,8 +83,11 @@ def _towers(weights: Weights) -> dict[str, Any]:
     content = {"encoder": encoder, "target_encoder": encoder}
     if "predictor" in weights.params:
         predictor = official.predictor_to_official(weights.params["predictor"], model)
-        content["predictor"] = {PREFIX + name: array for name, array in predictor.items()}
-    return content
+    elif "ac_predictor" in weights.params:
+        predictor = ac.ac_predictor_to_official(weights.params["ac_predictor"])
+    else:
+        return content
+    return content | {"predictor": {PREFIX + name: array for name, array in predictor.items()}}
 
 
 def check_published(weights: Weights, where: str) -> None:
@@ -125,27 +126,25 @@ def _tower(path: Any, content: dict[str, Any], wanted: str | None) -> State:
     return content[wanted or there[0]]
 
 
-def _predictor(content: dict[str, Any]) -> tuple[State | None, tuple[str, ...]]:
-    if "predictor" not in content:
-        return None, ()
-    predictor = _strip(content["predictor"])
-    if any(name.startswith("action_encoder.") for name in predictor):
-        return None, ("the predictor is conditioned on actions (V-JEPA 2-AC) and was left out",)
-    return {name: array for name, array in predictor.items() if name not in official.IGNORED}, ()
-
-
 def _strip(state: State) -> State:
     """The tensors without the names of their wrappers."""
     return {re.sub(r"^(module\.)?(backbone\.)?", "", str(name)): array for name, array in state.items()}
 
 
-def _check_position(path: Any, tower: State, predictor: State | None, hints: Hints) -> None:
-    """Raises ConvertError for what looks like V-JEPA 1: a table of positions and its two mask tokens.
+def _with_position(path: Any, tower: State, predictor: State | None, hints: Hints) -> Hints:
+    """The hints, with the position of `like` for what may be V-JEPA 1: a table of positions and its two mask tokens.
 
     Files of V-JEPA 2 may hold the table too, which they do not use; those released have ten mask tokens.
+
+    Raises:
+      ConvertError: it may be V-JEPA 1, and no hint tells.
     """
-    if hints.position is None and "pos_embed" in tower and predictor is not None and "mask_tokens.2" not in predictor:
-        raise ConvertError(
-            f"{path} may be of V-JEPA 1, which has the tensors of V-JEPA 2 and other positions, and does not tell: "
-            "give --position sincos for V-JEPA 1, --position rope_tiled for V-JEPA 2"
-        )
+    masked = predictor is not None and not is_ac(predictor)
+    if hints.position is not None or not ("pos_embed" in tower and masked and "mask_tokens.2" not in predictor):
+        return hints
+    if hints.like is not None and hints.like.position in ("sincos", "rope_tiled"):
+        return dataclasses.replace(hints, position=hints.like.position)
+    raise ConvertError(
+        f"{path} may be of V-JEPA 1, which has the tensors of V-JEPA 2 and other positions, and does not tell: "
+        "give --position sincos for V-JEPA 1, --position rope_tiled for V-JEPA 2"
+    )

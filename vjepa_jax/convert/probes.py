@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from vjepa_jax.convert import ConvertError, official
-from vjepa_jax.convert.shapes import check, probe_shapes
+from vjepa_jax.convert.shapes import probe_shapes
 from vjepa_jax.convert.sizes import ratio
-from vjepa_jax.convert.weights import Hints, Params, Probe, State, float32
+from vjepa_jax.convert.weights import Hints, Params, Probe, State
 from vjepa_jax.models.probe import EPS, AttentiveClassifier
 from vjepa_jax.models.variants import ViTSize
 
@@ -55,13 +55,12 @@ def from_official(state: State, num_heads: int, eps: float = EPS, labels: tuple[
     depth = 1 + len({name.split(".")[2] for name in state if name.startswith("pooler.blocks.")})
     mlp_ratio = ratio(state[f"{_CROSS}.mlp.fc1.weight"].shape[0], dim)
     model = AttentiveClassifier(state["linear.weight"].shape[0], num_heads, depth, mlp_ratio, eps=eps)
-    check(state, probe_shapes(model, dim))
-    reader = official._Reader(float32(state))
-    pooler = {"query_tokens": reader.take("pooler.query_tokens")[0], "cross": _cross_from(reader, num_heads)}
+    state = official.admit(state, probe_shapes(model, dim))
+    pooler = {"query_tokens": state["pooler.query_tokens"][0], "cross": _cross_from(state, num_heads)}
     if depth > 1:
         size = ViTSize(dim, depth - 1, num_heads, int(dim * mlp_ratio))
-        pooler["blocks"] = official._blocks_from(reader, "pooler.blocks", size)
-    return Probe(model, {"pooler": pooler, "linear": official._linear_from(reader, "linear")}, labels)
+        pooler["blocks"] = official.blocks_from(state, "pooler.blocks", size)
+    return Probe(model, {"pooler": pooler, "linear": official.linear_from(state, "linear")}, labels)
 
 
 def to_official(probe: Probe) -> State:
@@ -69,20 +68,20 @@ def to_official(probe: Probe) -> State:
     pooler = probe.params["pooler"]
     state = {"pooler.query_tokens": np.asarray(pooler["query_tokens"])[None]}
     if "blocks" in pooler:
-        state |= official._blocks_to(pooler["blocks"], "pooler.blocks")
-    return state | _cross_to(pooler["cross"]) | official._linear_to(probe.params["linear"], "linear")
+        state |= official.blocks_to(pooler["blocks"], "pooler.blocks")
+    return state | _cross_to(pooler["cross"]) | official.linear_to(probe.params["linear"], "linear")
 
 
-def _cross_from(reader: official._Reader, num_heads: int) -> Params:
-    query, kv = official._linear_from(reader, f"{_CROSS}.xattn.q"), official._linear_from(reader, f"{_CROSS}.xattn.kv")
+def _cross_from(state: State, num_heads: int) -> Params:
+    query, kv = official.linear_from(state, f"{_CROSS}.xattn.q"), official.linear_from(state, f"{_CROSS}.xattn.kv")
     dim = query["bias"].shape[0]
     heads = lambda p, part: {name: p[name][..., part].reshape(*p[name].shape[:-1], num_heads, -1) for name in p}
     return {
         "query": heads(query, slice(None)),
         "key": heads(kv, slice(dim)),
         "value": heads(kv, slice(dim, None)),
-        **{name: official._norm_from(reader, f"{_CROSS}.{name}") for name in ("norm1", "norm2")},
-        **{name: official._linear_from(reader, f"{_CROSS}.mlp.{name}") for name in ("fc1", "fc2")},
+        **{name: official.norm_from(state, f"{_CROSS}.{name}") for name in ("norm1", "norm2")},
+        **{name: official.linear_from(state, f"{_CROSS}.mlp.{name}") for name in ("fc1", "fc2")},
     }
 
 
@@ -94,9 +93,9 @@ def _cross_to(cross: Params) -> State:
     for linear in flat.values():
         linear["kernel"] = linear["kernel"].reshape(len(linear["kernel"]), -1)
     kv = {name: np.concatenate([flat["key"][name], flat["value"][name]], -1) for name in ("kernel", "bias")}
-    state = official._linear_to(flat["query"], f"{_CROSS}.xattn.q") | official._linear_to(kv, f"{_CROSS}.xattn.kv")
+    state = official.linear_to(flat["query"], f"{_CROSS}.xattn.q") | official.linear_to(kv, f"{_CROSS}.xattn.kv")
     for name in ("norm1", "norm2"):
-        state |= official._norm_to(cross[name], f"{_CROSS}.{name}")
+        state |= official.norm_to(cross[name], f"{_CROSS}.{name}")
     for name in ("fc1", "fc2"):
-        state |= official._linear_to(cross[name], f"{_CROSS}.mlp.{name}")
+        state |= official.linear_to(cross[name], f"{_CROSS}.mlp.{name}")
     return state

@@ -11,6 +11,9 @@ from vjepa_jax.models.variants import ViTSize, encoder_size, feature_dim, predic
 
 Shapes = dict[str, tuple[int, ...]]
 
+# Layers of an action-conditioned predictor for what is known of a step, and how many values the released model has.
+CONDITIONS = {"action_encoder": 7, "state_encoder": 7, "extrinsics_encoder": 6}
+
 
 def check(state: State, expected: Shapes) -> None:
     """Raises ConvertError with the first tensor that is missing, left over, or of another shape than expected."""
@@ -50,6 +53,20 @@ def predictor_shapes(model: ModelConfig) -> Shapes:
         shapes |= {"img_mod_embed": (1, 1, e), "video_mod_embed": (1, 1, e)}
     shapes |= _blocks("predictor_blocks", size) | _norm("predictor_norm", e) | _linear("predictor_proj", e, out)
     return shapes | (_linear("predictor_proj_context", e, out) if model.predictor.predict_context else {})
+
+
+def ac_predictor_shapes(model: ModelConfig, values: dict[str, int]) -> Shapes:
+    """The tensors of an action-conditioned predictor (vjepa2 src/models/ac_predictor.py).
+
+    Args:
+      values: inputs of each layer of `CONDITIONS`.
+    """
+    size, d = predictor_size(model), encoder_size(model).embed_dim
+    e = size.embed_dim
+    shapes = _linear("predictor_embed", d, e)
+    for name in CONDITIONS:
+        shapes |= _linear(name, values[name], e)
+    return shapes | _blocks("predictor_blocks", size) | _norm("predictor_norm", e) | _linear("predictor_proj", e, d)
 
 
 def probe_shapes(probe: AttentiveClassifier, dim: int) -> Shapes:

@@ -15,7 +15,9 @@ from vjepa_jax.models.variants import VARIANTS, ViTSize, encoder_size, feature_d
 
 # V-JEPA 2.1: blocks whose outputs are features, by depth (app/vjepa_2_1/models/vision_transformer.py)
 LEVELS = {VARIANTS[variant].depth: levels for variant, levels in family.LEVELS.items()}
-PREDICTOR_HEADS = {384: 12}  # every released predictor
+# heads by width: every released predictor, and the one of V-JEPA 2-AC
+PREDICTOR_HEADS = {384: 12}
+AC_HEADS = {1024: 16}
 RELEASED = {"vit_giant": "vit_giant_xformers", "vit_gigantic": "vit_gigantic_xformers"}
 
 
@@ -35,6 +37,11 @@ def infer_model(encoder: State, predictor: State | None, hints: Hints) -> ModelC
     model |= _position(encoder, found.depth, shape[3], hints) | size_keys(found, hints)
     model = ModelConfig(**model)
     return model if predictor is None else dataclasses.replace(model, predictor=_predictor(predictor, model, hints))
+
+
+def is_ac(predictor: State) -> bool:
+    """Whether a predictor is conditioned on actions (V-JEPA 2-AC)."""
+    return any(name.startswith("action_encoder.") for name in predictor)
 
 
 def ratio(hidden: int, width: int) -> float:
@@ -80,9 +87,14 @@ def size_keys(found: ViTSize, hints: Hints) -> dict[str, Any]:
     mlp = "swiglu" if found.swiglu else "gelu"
     known = {name: encoder_size(ModelConfig(variant=name, mlp=mlp)) for name in VARIANTS}
     alike = [n for n, size in known.items() if dataclasses.replace(size, num_heads=found.num_heads) == found]
+    what = f"an encoder of {_describe(found)}"
+    if len(alike) != 1 and hints.like and not (found.num_heads or hints.variant):
+        like = encoder_size(hints.like)
+        if dataclasses.replace(like, num_heads=found.num_heads) != found:
+            raise ConvertError(f"{what} is another than the config's of {_describe(like)}: use the same model settings")
+        found = like
     if found.num_heads:
         alike = [name for name in alike if known[name].num_heads == found.num_heads]
-    what = f"an encoder of width {found.embed_dim}, {found.depth} blocks and MLP width {found.mlp_dim}"
     if hints.variant:
         if hints.variant not in alike:
             fitting = f"use one of {', '.join(alike)}" if alike else "no known one does, so give the number of heads"
@@ -109,23 +121,24 @@ def size_keys(found: ViTSize, hints: Hints) -> dict[str, Any]:
     }
 
 
+def _describe(size: ViTSize) -> str:
+    return f"width {size.embed_dim}, {size.depth} blocks and MLP width {size.mlp_dim}"
+
+
 def _predictor(state: State, model: ModelConfig, hints: Hints) -> PredictorConfig:
     width = _shape(state, "predictor_norm.weight")[0]
-    heads = hints.predictor_heads or PREDICTOR_HEADS.get(width)
-    if model.position == "sincos" and not hints.predictor_heads:  # V-JEPA 1 gave it as many as the encoder
-        heads = encoder_size(model).num_heads
-    if heads is None:
-        raise ConvertError(
-            f"a predictor of width {width} is of no known size, and its file does not tell the number of heads: "
-            "give --predictor-heads"
-        )
     hidden, out = _shape(state, "predictor_blocks.0.mlp.fc1.weight")[0], _shape(state, "predictor_proj.weight")[0]
-    last_only = bool(model.levels) and "predictor_embed.weight" in state  # a layer for all levels is a stack of two
-    predictor = PredictorConfig(
+    size = PredictorConfig(
         embed_dim=width,
         depth=_count(state, "predictor_blocks"),
-        num_heads=heads,
+        num_heads=_predictor_heads(width, is_ac(state), model, hints),
         mlp_ratio=ratio(hidden * 3 // 2 if model.mlp == "swiglu" else hidden, width),
+    )
+    if is_ac(state):
+        return size
+    last_only = bool(model.levels) and "predictor_embed.weight" in state  # a layer for all levels is a stack of two
+    predictor = dataclasses.replace(
+        size,
         num_mask_tokens=_count(state, "mask_tokens"),
         mask_token_per_group=False,
         predict_context="predictor_proj_context.weight" in state,
@@ -133,3 +146,23 @@ def _predictor(state: State, model: ModelConfig, hints: Hints) -> PredictorConfi
     )
     own = feature_dim(dataclasses.replace(model, predictor=predictor))
     return predictor if out == own else dataclasses.replace(predictor, out_dim=out)
+
+
+def _predictor_heads(width: int, ac: bool, model: ModelConfig, hints: Hints) -> int:
+    heads = hints.predictor_heads or (AC_HEADS if ac else PREDICTOR_HEADS).get(width)
+    if model.position == "sincos" and not hints.predictor_heads:  # V-JEPA 1 gave it as many as the encoder
+        heads = encoder_size(model).num_heads
+    if heads is None and hints.like and not ac:
+        like = hints.like.predictor
+        if like.embed_dim != width:
+            raise ConvertError(
+                f"a predictor of width {width} is another than the config's of width {like.embed_dim}: "
+                f"set model.predictor.embed_dim={width}"
+            )
+        heads = like.num_heads
+    if heads is None:
+        raise ConvertError(
+            f"a predictor of width {width} is of no known size, and its file does not tell the number of heads: "
+            "give --predictor-heads"
+        )
+    return heads

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vjepa_jax.config import RunConfig, from_config_dict
+from vjepa_jax.config import ModelConfig, RunConfig, from_config_dict
 from vjepa_jax.convert import ConvertError
 from vjepa_jax.models.probe import AttentiveClassifier
 from vjepa_jax.models.variants import encoder_size
@@ -30,8 +30,8 @@ class Weights:
     """A model as float32 numpy arrays in our trees.
 
     run: the config; None where there is only a probe.
-    params: {"encoder", "predictor"}, the second only where there is one (an objective's `eval_params`).
-    notes: one line for each thing that was left out and why.
+    params: {"encoder"} and where there is one "predictor" (an objective's `eval_params`) or "ac_predictor", that of
+      V-JEPA 2-AC: `models.ac_predictor.ACPredictor(run.model)` applies it, and run.model.predictor holds its sizes.
 
     Raises ConvertError for a probe of another width than the encoder.
     """
@@ -39,7 +39,6 @@ class Weights:
     run: RunConfig | None
     params: Params
     probe: Probe | None = None
-    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.run is None or self.probe is None:
@@ -53,13 +52,14 @@ class Weights:
 class Hints:
     """What an official file does not say about itself. None: taken from the file where only one answer fits.
 
-    Each is an option of `vjepa convert` (num_heads: --heads) and a keyword of `vjepa_jax.load`.
+    Each is a keyword of `vjepa_jax.load`, and all but the last are options of `vjepa convert` (num_heads: --heads).
 
     tower: which of the file's encoders: target_encoder, ema_encoder or encoder.
     variant: the size by name (models/variants.py). Files hold no number of heads, and two sizes differ in nothing else.
     num_heads, predictor_heads: for sizes without a name.
     position: sincos for a file of V-JEPA 1, whose tensors have the names and shapes of V-JEPA 2 (rope_tiled).
     classifier: which probe of a file with several.
+    like: the model that the weights are for; it tells what neither the file nor another hint does.
     """
 
     tower: str | None = None
@@ -68,9 +68,11 @@ class Hints:
     predictor_heads: int | None = None
     position: str | None = None
     classifier: int | None = None
+    like: ModelConfig | None = None
 
     def refuse(self, path: Any, allowed: tuple[str, ...] = ()) -> None:
-        """Raises ConvertError where a hint is given for something that describes its model itself."""
+        """Raises ConvertError where a hint (but `like`) is given for something that describes its model itself."""
+        allowed = (*allowed, "like")
         given = [name for name, value in vars(self).items() if value is not None and name not in allowed]
         if given:
             raise ConvertError(f"{path} says itself what model it holds: leave out {', '.join(given)}")
