@@ -187,11 +187,12 @@ DATA_HELP = """usage: vjepa data world --out DIR [options]
 
 example: vjepa data world --out runs/world"""
 
-BENCH_HELP = """usage: vjepa bench masks
+BENCH_HELP = """usage: vjepa bench masks | predictor [options]
 
-  masks    time to draw the masks of a batch on the host
+  masks      time to draw the masks of a batch on the host
+  predictor  time and FLOPs of the published predictor and of the cross-attention one
 
-example: vjepa bench masks"""
+example: vjepa bench predictor --variant vit_small --frames 16 --resolution 128 --batch 4"""
 
 
 def _data(argv: list[str]) -> int:
@@ -206,12 +207,26 @@ def _data(argv: list[str]) -> int:
 
 
 def _bench(argv: list[str]) -> int:
-    if (code := _part("bench", argv, ("masks",), BENCH_HELP)) is not None:
+    if (code := _part("bench", argv, ("masks", "predictor"), BENCH_HELP)) is not None:
         return code
-    from data_pipelines import masking_bench
+    parser = argparse.ArgumentParser(prog=f"vjepa bench {argv[0]}", allow_abbrev=False)
+    if argv[0] == "masks":
+        parser.parse_args(argv[1:])
+        from data_pipelines import masking_bench
 
-    for policy in ("uniform", "first_k"):
-        print(json.dumps(masking_bench.benchmark(policy=policy)))
+        records = (masking_bench.benchmark(policy=policy) for policy in ("uniform", "first_k"))
+    else:
+        parser.add_argument("--variant", default="vit_large")
+        parser.add_argument("--frames", dest="num_frames", type=int, default=16)
+        parser.add_argument("--resolution", type=int, default=256)
+        parser.add_argument("--batch", type=int, default=1)
+        parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+        options = parser.parse_args(argv[1:])
+        from vjepa_jax import bench
+
+        records = bench.predictors(**vars(options))
+    for record in records:
+        print(json.dumps(record), flush=True)
     return 0
 
 

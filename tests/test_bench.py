@@ -1,0 +1,28 @@
+"""Benchmarks print what they should; what they measure is not tested."""
+
+import json
+
+import pytest
+
+from vjepa_jax import cli
+
+
+def test_predictors_side_by_side(capsys):
+    options = ["--variant", "vit_micro", "--frames", "4", "--resolution", "64", "--dtype", "float32"]
+    assert cli.main(["bench", "predictor", *options]) == 0
+    joint, cross = map(json.loads, capsys.readouterr().out.splitlines())
+    assert joint["what"] == "predictor joint, vit_micro" and cross["what"] == "predictor cross, vit_micro"
+    assert joint["shape"] == cross["shape"] and len(joint["shape"]) == 3
+    assert cross["flops_per_clip"] < joint["flops_per_clip"]
+    assert all(r["ms"] > 0 and r["clips_per_s"] > 0 and r["versions"]["jax"] for r in (joint, cross))
+
+
+def test_an_unknown_variant_is_one_line(capsys):
+    assert cli.main(["bench", "predictor", "--variant", "vit_smal"]) == 2
+    assert "did you mean 'vit_small'" in capsys.readouterr().err
+
+
+def test_masks_take_no_options(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "masks", "--clips", "3"])
+    assert "unrecognized arguments" in capsys.readouterr().err
