@@ -199,6 +199,7 @@ class OptimConfig:
     warmup_steps: int = 0
     schedule: str = "constant"  # after warm-up: constant, cosine, linear, wsd (constant, then linear over decay_steps)
     decay_steps: int = 0
+    horizon: float = 1.0  # schedules, those of weight decay and EMA too, span so many times `steps` and are cut off
     weight_decay: float = 0.04
     final_weight_decay: float | None = None  # None: constant; else a cosine from weight_decay
     # regexes over parameter names; every parameter must match exactly one of the two lists
@@ -315,6 +316,11 @@ class RunConfig:
         p, frames = self.model.patch_size, self.data.num_frames
         steps = frames if self.model.image_tokenizer and frames == 1 else frames // self.model.tubelet_size
         return steps, height // p, width // p
+
+    @property
+    def schedule_steps(self) -> float:
+        """Steps over which the schedules are laid out (the published `ipe_scale`)."""
+        return self.steps * self.optim.horizon
 
     @property
     def images_run(self) -> "RunConfig | None":

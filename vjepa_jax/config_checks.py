@@ -47,6 +47,8 @@ def validate(c: RunConfig) -> None:
             f"optim.warmup_steps={c.optim.warmup_steps} + optim.decay_steps={c.optim.decay_steps} "
             f"exceed steps={c.steps}"
         )
+    if c.optim.horizon < 1.0:
+        raise ConfigError(f"optim.horizon={c.optim.horizon} must be at least 1: schedules end with the run or after it")
     if c.optim.schedule == "wsd" and c.optim.decay_steps < 1:
         raise ConfigError("optim.schedule='wsd' needs optim.decay_steps >= 1")
     _validate_spikes(c)

@@ -43,9 +43,8 @@ def get_config(arg: str = "vitl") -> ConfigDict:
     )
     config.masks.policy = "uniform"  # released: first_k, in truncation groups of 24 (vith_384: 10)
 
-    # The released files stretch these three schedules over 1.25 times the steps (ipe_scale) and cut them off: theirs
-    # end where these are after four fifths.
     config.optim = ConfigDict()
+    config.optim.horizon = 1.25  # the three schedules are cut off after four fifths (ipe_scale)
     config.optim.start_lr = 2e-4
     config.optim.lr = 6.25e-4
     config.optim.final_lr = 1e-6

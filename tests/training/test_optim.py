@@ -8,6 +8,7 @@ import pytest
 
 from vjepa_jax import config as config_lib
 from vjepa_jax.config import ConfigError
+from vjepa_jax.objectives.vjepa2 import VJEPA2
 from vjepa_jax.training import optim
 
 
@@ -15,8 +16,8 @@ def run_of(steps=100, **values):
     return config_lib.from_config_dict({"steps": steps, "batch_size": 1, "data": {"path": "v"}, "optim": values})
 
 
-def lr(step, **values):
-    return float(optim.learning_rate(run_of(**values))(jnp.int32(step)))
+def lr(step, steps=100, **values):
+    return float(optim.learning_rate(run_of(steps, **values))(jnp.int32(step)))
 
 
 def test_warm_up_counts_the_first_update_as_one():
@@ -42,6 +43,26 @@ def test_weight_decay_is_constant_or_a_cosine():
     assert float(optim.weight_decay(run_of(weight_decay=0.1))(50)) == pytest.approx(0.1)
     ramp = optim.weight_decay(run_of(weight_decay=0.0, final_weight_decay=0.4))
     assert float(ramp(49)) == pytest.approx(0.2) and float(ramp(99)) == pytest.approx(0.4)
+
+
+def test_a_horizon_stretches_the_schedules_and_cuts_them_off():
+    """The released cooldown: 12,000 of 15,000 steps leave a fifth of the peak (ipe_scale 1.25)."""
+    values = {"start_lr": 5.25e-4, "lr": 5.25e-4, "final_lr": 1e-6, "schedule": "linear", "horizon": 1.25}
+    assert lr(11_999, steps=12_000, **values) == pytest.approx(1.058e-4, rel=1e-3)
+    ramp = optim.weight_decay(run_of(weight_decay=0.0, final_weight_decay=0.4, horizon=2.0))
+    assert float(ramp(99)) == pytest.approx(0.2)
+    run = config_lib.from_config_dict(
+        {
+            "steps": 100,
+            "batch_size": 1,
+            "data": {"path": "v"},
+            "optim": {"horizon": 1.25},
+            "ema": {"start": 0.9, "end": 1},
+        }
+    )
+    assert float(VJEPA2(run).momentum(jnp.int32(100))) == pytest.approx(0.98)
+    with pytest.raises(ConfigError, match=r"optim.horizon=0.5 must be at least 1"):
+        run_of(horizon=0.5)
 
 
 def test_every_parameter_must_be_in_exactly_one_list():

@@ -195,7 +195,7 @@ class VJEPA2:
     def momentum(self, step: jax.Array) -> jax.Array:
         """EMA momentum after update number `step` (from 0): linear from ema.start to ema.end over the run."""
         ema = self.run.ema
-        return ema.start + (ema.end - ema.start) * jnp.minimum(step / self.run.steps, 1.0)
+        return ema.start + (ema.end - ema.start) * jnp.minimum(step / self.run.schedule_steps, 1.0)
 
     def eval_params(self, params: Params, aux: Params) -> Params:
         """The target encoder, as the published evaluations use, and the predictor."""

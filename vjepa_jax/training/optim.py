@@ -18,9 +18,9 @@ def learning_rate(run: RunConfig) -> Schedule:
     """Learning rate of update number `step` (from 0), as vjepa2 src/utils/schedulers.py counts: the first is step 1.
 
     Linear from start_lr to lr over warmup_steps, then by `schedule`: constant; cosine or linear to final_lr at the end
-    of the run; wsd: constant, then linear to final_lr over the last decay_steps.
+    of the run (of optim.horizon times its steps); wsd: constant, then linear to final_lr over the last decay_steps.
     """
-    c, total = run.optim, run.steps
+    c, total = run.optim, run.schedule_steps
 
     def schedule(step: jax.Array) -> jax.Array:
         count = jnp.asarray(step, jnp.float32) + 1.0
@@ -46,7 +46,7 @@ def weight_decay(run: RunConfig) -> Schedule:
     final = c.weight_decay if c.final_weight_decay is None else c.final_weight_decay
 
     def schedule(step: jax.Array) -> jax.Array:
-        progress = jnp.minimum((jnp.asarray(step, jnp.float32) + 1.0) / run.steps, 1.0)
+        progress = jnp.minimum((jnp.asarray(step, jnp.float32) + 1.0) / run.schedule_steps, 1.0)
         return final + (c.weight_decay - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
     return schedule
