@@ -2,8 +2,8 @@
 
 config.json           the RunConfig
 params.safetensors    float32, named as in our trees: encoder.blocks.qkv.kernel, predictor.mask_tokens, ...
-probe.json            where there is a probe: the fields of AttentiveClassifier, and `labels`
-probe.safetensors     its parameters: pooler.query_tokens, linear.kernel, ...
+classifier.json       where there is a probe: the fields of AttentiveClassifier, and `labels`
+classifier.safetensors its parameters: pooler.query_tokens, linear.kernel, ...
 """
 
 import json
