@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from vjepa_jax.config import ModelConfig, PredictorConfig
 from vjepa_jax.models.predictor import Predictor
-from vjepa_jax.models.variants import encoder_size
+from vjepa_jax.models.variants import encoder_flops, encoder_size, predictor_levels
 from vjepa_jax.models.vit import Encoder
 
 LEVELS = {"vit_base": (2, 5, 8, 11), "vit_large": (5, 11, 17, 23), "vit_giant_xformers": (9, 19, 29, 39),
@@ -85,8 +85,7 @@ def describe(member: Member) -> dict[str, Any]:
     model, side = member.model, member.resolution // member.model.patch_size
     grid = (max(1, member.num_frames // model.tubelet_size), side, side)
     tokens, values = grid[0] * grid[1] * grid[2], model.tubelet_size * model.patch_size**2 * 3
-    size = encoder_size(model)
-    width = size.embed_dim * max(1, len(model.levels))
+    width = encoder_size(model).embed_dim * predictor_levels(model)
     ids = lambda: jnp.zeros((1, 2), jnp.int32)
     encoder = lambda: Encoder(model).init(jax.random.key(0), jnp.zeros((1, 2, values)), grid, ids())
     predictor = lambda: Predictor(model).init(jax.random.key(0), jnp.zeros((1, 2, width)), ids(), ids(), grid)
@@ -98,7 +97,7 @@ def describe(member: Member) -> dict[str, Any]:
         "tokens": tokens,
         "encoder_parameters": _count(encoder),
         "predictor_parameters": _count(predictor),
-        "encoder_flops_per_clip": size.forward_flops(tokens) + 2.0 * tokens * values * size.embed_dim,
+        "encoder_flops_per_clip": encoder_flops(model, tokens),
         "config": f"experiments/{member.config}" if member.config else "",
     }
 

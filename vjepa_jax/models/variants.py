@@ -72,6 +72,14 @@ def encoder_size(model: ModelConfig) -> ViTSize:
     return size
 
 
+def encoder_flops(model: ModelConfig, tokens: int, image: bool = False) -> float:
+    """FLOPs of one forward pass of the encoder on `tokens` of a clip (of a single frame: `image`), 2 a multiply-add."""
+    size = encoder_size(model)
+    values = (1 if image else model.tubelet_size) * model.patch_size**2 * 3
+    special = model.registers + model.cls_token
+    return size.forward_flops(tokens + special) + 2.0 * tokens * values * size.embed_dim
+
+
 def predictor_size(model: ModelConfig) -> ViTSize:
     """The size of the predictor."""
     p = model.predictor

@@ -10,7 +10,7 @@ Shape suffixes: B batch, N tokens, P values of one tubelet, D embedding of the s
 import jax
 
 from vjepa_jax.config import ConfigError, RunConfig
-from vjepa_jax.models.variants import encoder_size, feature_dim, predictor_levels
+from vjepa_jax.models.variants import encoder_flops, encoder_size, feature_dim, predictor_levels
 from vjepa_jax.models.vit import Encoder
 from vjepa_jax.objectives.vjepa2 import VJEPA2, Params
 from vjepa_jax.ops.losses import layer_norm
@@ -48,7 +48,9 @@ class Distillation(VJEPA2):
 
     def flops(self, budgets: list[tuple[int, int]], image: bool = False) -> dict[str, float]:
         """As for V-JEPA, with the teacher's forward pass as the target's."""
-        return super().flops(budgets, image) | {"target": self.encode_flops(self.run.teacher.model, image=image)}
+        return super().flops(budgets, image) | {
+            "target": encoder_flops(self.run.teacher.model, self._tokens(image), image)
+        }
 
     def _targets(self, aux, patches_BNP, grid, image: bool):
         """Features of the student's EMA (only health reads them) and the teacher's, normalised."""

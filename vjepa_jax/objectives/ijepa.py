@@ -48,7 +48,7 @@ class IJEPA(VJEPA2):
         blocks = self.run.masks.groups[index].num_blocks
         with jax.named_scope("context"):
             kept_BCP = gather_tokens(patches_BNP, context_BC)
-            z_BCD = self._encode_context(params, kept_BCP, grid, context_BC, None, image)
+            z_BCD = self._encode_levels(params["encoder"], kept_BCP, grid, context_BC, image=image)
         with jax.named_scope("predictor"):
             repeat = lambda x: jnp.repeat(x, blocks, axis=0)  # block k of clip b is row b * K + k
             target_BKM = target.reshape(-1, target.shape[1] // blocks)

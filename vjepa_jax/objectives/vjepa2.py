@@ -8,14 +8,15 @@ Shape suffixes: B batch, N tokens, P values of one tubelet, D embedding, L level
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vjepa_jax.config import ModelConfig, RunConfig
+from vjepa_jax.config import RunConfig
 from vjepa_jax.models.predictor import Predictor, predictor_flops
-from vjepa_jax.models.variants import encoder_size, predictor_levels, predictor_size
+from vjepa_jax.models.variants import encoder_flops, encoder_size, predictor_levels, predictor_size
 from vjepa_jax.models.vit import Encoder, rescale_blocks
 from vjepa_jax.ops import regularizers
 from vjepa_jax.ops.losses import latent_regression, layer_norm
@@ -163,8 +164,7 @@ class VJEPA2:
 
     def _targets(self, aux, patches_BNP, grid, image: bool) -> tuple[jax.Array, jax.Array]:
         """Outputs.features and Outputs.targets, without gradients."""
-        every_level = predictor_levels(self.run.model) > 1
-        features_BNX = self._encode(aux["target"], patches_BNP, grid, image=image, every_level=every_level)
+        features_BNX = self._encode_levels(aux["target"], patches_BNP, grid, image=image)
         levels = jnp.split(jax.lax.stop_gradient(features_BNX), predictor_levels(self.run.model), axis=-1)
         return levels[-1], jnp.concatenate([layer_norm(x_BND) for x_BND in levels], axis=-1)
 
@@ -173,7 +173,7 @@ class VJEPA2:
         context_valid, target_valid = mask.get("context_valid"), mask.get("target_valid")
         with jax.named_scope("context"):
             kept_BCP = gather_tokens(patches_BNP, context)
-            z_BCX = self._encode_context(params, kept_BCP, grid, context, context_valid, image)
+            z_BCX = self._encode_levels(params["encoder"], kept_BCP, grid, context, context_valid, image)
         with jax.named_scope("predictor"):
             token = index if self.run.model.predictor.mask_token_per_group else 0
             prediction, context_prediction = self.predictor.apply(
@@ -214,7 +214,7 @@ class VJEPA2:
         patches_BNP, grid = self._patches(video_BTYXC)
         image = self._is_image(video_BTYXC)
         kept_BCP = gather_tokens(patches_BNP, context_BC)
-        z_BCX = self._encode_context(params, kept_BCP, grid, context_BC, None, image)
+        z_BCX = self._encode_levels(params["encoder"], kept_BCP, grid, context_BC, image=image)
         variables = {"params": params["predictor"]}
         return self.predictor.apply(variables, z_BCX, context_BC, target_BM, grid, mask_index, image=image)[0]
 
@@ -227,20 +227,16 @@ class VJEPA2:
           budgets: (context, target) tokens of each mask group.
         """
         model = self.run.model
-        encode = lambda tokens=None: self.encode_flops(model, tokens, image)
+        context = sum(encoder_flops(model, c, image) for c, _ in budgets)
         return {
-            "target": encode(),
-            "context": 3.0 * sum(encode(c) for c, _ in budgets),
+            "target": encoder_flops(model, self._tokens(image), image),
+            "context": 3.0 * context,
             "predictor": 3.0 * sum(predictor_flops(model, c, m) for c, m in budgets),
         }
 
-    def encode_flops(self, model: ModelConfig, tokens: int | None = None, image: bool = False) -> float:
-        """FLOPs of one forward pass of an encoder on `tokens` of a clip; None: on all of them."""
-        size, (t, h, w) = encoder_size(model), (self.run.images_run if image else self.run).grid
-        tokens = t * h * w if tokens is None else tokens
-        values = (1 if image else model.tubelet_size) * model.patch_size**2 * 3
-        special = model.registers + model.cls_token
-        return size.forward_flops(tokens + special) + 2.0 * tokens * values * size.embed_dim
+    def _tokens(self, image: bool) -> int:
+        """Tokens of a whole clip, or of an image of the stream `images`."""
+        return math.prod((self.run.images_run if image else self.run).grid)
 
     def _is_image(self, video_BTYXC) -> bool:
         return self.run.model.image_tokenizer and video_BTYXC.shape[1] == 1
@@ -256,10 +252,10 @@ class VJEPA2:
         patches_BNP = patchify(video, self._tubelet(video_BTYXC), self.run.model.patch_size)
         return patches_BNP, self._grid(video_BTYXC)
 
-    def _encode_context(self, params, patches_BCP, grid, ids_BC, valid_BC, image: bool):
-        """What the predictor reads: all levels of the encoder, or the last one."""
+    def _encode_levels(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False):
+        """What the predictor reads and predicts: all levels of the encoder, or the last one."""
         every_level = predictor_levels(self.run.model) > 1
-        return self._encode(params["encoder"], patches_BCP, grid, ids_BC, valid_BC, image, every_level)
+        return self._encode(params, patches_BNP, grid, ids_BN, valid_BN, image, every_level)
 
     def _encode(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False, every_level=False):
         return self.encoder.apply({"params": params}, patches_BNP, grid, ids_BN, valid_BN, image, every_level)
