@@ -7,28 +7,19 @@ generator, and counted.
 """
 
 import contextlib
-import fcntl
 import functools
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
-from data_pipelines import augment, masking
-from data_pipelines.clips import ClipSpec, clip_indices
-from data_pipelines.decode import DecodeError, VideoReader
-from data_pipelines.sources import DataError, Source, open_source, open_sources
-from vjepa_jax.config import DataConfig, RunConfig
+from data_pipelines import examples, ledgers, loading, masking
+from data_pipelines.clips import ClipSpec
+from data_pipelines.sources import DataError, open_source, open_sources
+from vjepa_jax.config import RunConfig
 
 Batch = dict[str, Any]
-
-MAX_SUBSTITUTIONS = 32  # in a row, before a source is taken for broken
-_MIN_SHARED_BYTES = 1 << 16  # smaller arrays travel faster pickled than in a shared memory block of their own
-_SHARED_MEMORY = "/dev/shm"
 
 
 def train_batches(
@@ -65,7 +56,7 @@ def train_batches(
         "process_index": process_index,
         "process_count": process_count,
         "start_step": start_step,
-        "ledger": _ledger_of_process(ledger, process_index),
+        "ledger": ledgers.of_process(ledger, process_index),
     }
     batches = _train_stream(run, **share)
     return batches if run.images is None else _joined(batches, _train_stream(run.images_run, **share))
@@ -99,7 +90,7 @@ def _train_stream(
         for number, source in enumerate(sources)
     ]
     example = functools.partial(
-        _train_example,
+        examples.train_example,
         sources=sources,
         data=data,
         plan=masking.make_plan(run),
@@ -111,7 +102,7 @@ def _train_stream(
     stream = stream.random_map(example, seed=seed)[process_index::process_count]
     batches = stream.batch(local, drop_remainder=True)[start_step:]
     clip_bytes = data.num_frames * data.size[0] * data.size[1] * 3
-    return _iterate(batches, data.num_workers, data.num_threads, data.buffer_size, local * clip_bytes)
+    return loading.iterate(batches, data.num_workers, data.num_threads, data.buffer_size, local * clip_bytes)
 
 
 def eval_batches(
@@ -143,42 +134,11 @@ def eval_batches(
     """
     source = open_source(source_path, split=split)
     spec = ClipSpec(num_frames, fps, frame_step, segments)
-    example = functools.partial(_eval_example, source=source, spec=spec, size=tuple(size), ledger=ledger)
+    example = functools.partial(examples.eval_example, source=source, spec=spec, size=tuple(size), ledger=ledger)
     padded = -(-len(source) // batch_size) * batch_size
     batches = grain.MapDataset.range(padded).map(example).batch(batch_size, drop_remainder=True)
     batch_bytes = batch_size * segments * num_frames * size[0] * size[1] * 3
-    return _iterate(batches, num_workers, num_threads, buffer_size, batch_bytes)
-
-
-def _iterate(
-    batches: grain.MapDataset, num_workers: int, num_threads: int, buffer_size: int, batch_bytes: int
-) -> Iterator[Batch]:
-    """An iterator over finished batches: made by worker processes, or by threads of this one, ahead of use."""
-    if not num_workers:
-        read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(1, buffer_size, num_threads))
-        iterator = iter(batches.to_iter_dataset(read))
-        iterator.start_prefetch()
-        return iterator
-    per_worker = max(1, buffer_size // 2)  # grain keeps this many in the worker and as many again in this process
-    _check_shared_memory(num_workers * (2 * per_worker + 2) + 1, num_workers, batch_bytes)
-    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES)
-    stream = grain.experimental.WithOptionsIterDataset(stream, options)
-    workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=per_worker)
-    return iter(stream.mp_prefetch(workers))
-
-
-def _check_shared_memory(num_batches: int, num_workers: int, batch_bytes: int) -> None:
-    """Without room for all batches on their way, a worker dies of a bus error, far from the cause."""
-    if not os.path.isdir(_SHARED_MEMORY):
-        return
-    need, free = num_batches * batch_bytes, shutil.disk_usage(_SHARED_MEMORY).free
-    if need > free:
-        raise DataError(
-            f"{num_workers} workers need about {need / 2**30:.1f} GiB of shared memory, {_SHARED_MEMORY} has "
-            f"{free / 2**30:.1f} GiB free: lower data.num_workers, data.buffer_size or batch_size, "
-            "or start the container with a larger --shm-size"
-        )
+    return loading.iterate(batches, num_workers, num_threads, buffer_size, batch_bytes)
 
 
 def _tag(number: int, example: int) -> tuple[int, int]:
@@ -187,125 +147,3 @@ def _tag(number: int, example: int) -> tuple[int, int]:
 
 def _with_position(position: int, tagged: tuple[int, int]) -> tuple[int, int, int]:
     return position, *tagged
-
-
-def _train_example(
-    key: tuple[int, int, int],
-    rng: np.random.Generator,
-    *,
-    sources: Sequence[Source],
-    data: DataConfig,
-    plan: masking.MaskPlan,
-    seed: int,
-    ledger: str | None,
-) -> Batch:
-    """One example. key: its position in the mixed stream, its source, and row * clips_per_video + clip."""
-    position, number, example = key
-    # Masks first: they stay the same whether or not a video has to be replaced.
-    masks = (
-        masking.draw_masks(plan, rng) if plan.policy == "uniform" else masking.draw_masks_first_k(plan, position, seed)
-    )
-    source = sources[number]
-    row, clip = divmod(example, data.clips_per_video)
-    for substituted in range(MAX_SUBSTITUTIONS + 1):
-        try:
-            video = _train_clip(source, row, clip, data, rng)
-        except DecodeError as error:
-            broken, reason = source.name(row), str(error)
-            _record(ledger, broken, reason)
-            row = int(rng.integers(len(source)))
-            continue
-        return {
-            "video": video,
-            "masks": masks,
-            "label": np.int32(source.label(row)),
-            "index": np.int64(sum(len(s) for s in sources[:number]) + row),
-            "substituted": np.int32(substituted),
-        }
-    listed = f"see {ledger}" if ledger else "no ledger lists them"
-    raise DataError(
-        f"{MAX_SUBSTITUTIONS} videos in a row from {source.path} cannot be decoded ({listed}); the last one: "
-        f"{broken}: {reason}"
-    )
-
-
-def _train_clip(source: Source, row: int, clip: int, data: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    spec = ClipSpec(data.num_frames, None if data.frame_step else data.fps, data.frame_step, data.clips_per_video)
-    flip = rng.random() < 0.5 and data.hflip
-    with _reader(source, row) as reader:
-        indices = clip_indices(reader.num_frames, reader.fps, spec, clip, rng)
-
-        def box(height: int, width: int) -> augment.Box:
-            return augment.random_box(height, width, data.random_resize_scale, data.random_resize_aspect, rng)
-
-        return augment.crop_clip(reader.frames(indices), box, data.size, flip)
-
-
-def _eval_example(row: int, *, source: Source, spec: ClipSpec, size: tuple[int, int], ledger: str | None) -> Batch:
-    video, label, index, failed = None, -1, -1, 0
-    if row < len(source):
-        try:
-            video, label, index = _eval_clips(source, row, spec, size), source.label(row), row
-        except DecodeError as error:
-            failed = 1
-            _record(ledger, source.name(row), str(error))
-    if video is None:
-        video = np.zeros((spec.clips, spec.num_frames, *size, 3), np.uint8)
-    return {
-        "video": video if spec.clips > 1 else video[0],
-        "label": np.int32(label),
-        "index": np.int64(index),
-        "substituted": np.int32(failed),
-    }
-
-
-def _eval_clips(source: Source, row: int, spec: ClipSpec, size: tuple[int, int]) -> np.ndarray:
-    """uint8[S, T, H, W, 3]."""
-
-    def box(height: int, width: int) -> augment.Box:
-        return augment.center_box(height, width, size)
-
-    with _reader(source, row) as reader:
-        clips = [clip_indices(reader.num_frames, reader.fps, spec, clip) for clip in range(spec.clips)]
-        return np.stack([augment.crop_clip(reader.frames(indices), box, size) for indices in clips])
-
-
-@contextlib.contextmanager
-def _reader(source: Source, row: int) -> Iterator[VideoReader]:
-    try:
-        file = source.open(row)
-    except OSError as error:
-        raise DecodeError(str(error)) from error
-    with VideoReader(file) as reader:
-        yield reader
-
-
-def _ledger_of_process(ledger: str | None, process_index: int) -> str | None:
-    if ledger is None or process_index == 0:
-        return ledger
-    stem, suffix = os.path.splitext(ledger)
-    return f"{stem}.{process_index}{suffix}"
-
-
-def _record(ledger: str | None, path: str, error: str) -> None:
-    """Names a video in the ledger, unless it is there already. Safe across threads, workers and restarts."""
-    if ledger is None:
-        return
-    with open(ledger, "ab+") as file:  # O_APPEND: a line is written whole
-        fcntl.flock(file, fcntl.LOCK_EX)  # held until the file is closed
-        file.seek(0)
-        lines = file.read().splitlines(keepends=True)
-        if path in (entry.get("path") for entry in map(_parse_entry, lines)):
-            return
-        torn = lines and not lines[-1].endswith(b"\n")
-        entry = json.dumps({"path": path, "error": error}, ensure_ascii=False)
-        file.write((b"\n" if torn else b"") + entry.encode() + b"\n")
-
-
-def _parse_entry(line: bytes) -> Mapping[str, str]:
-    """An entry of the ledger; empty for a line torn by a crash."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data_pipelines import pipeline
+from data_pipelines import ledgers
 from data_pipelines.augment import resize
 from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.sources import DataError, Row, open_source, write_array_record
@@ -247,11 +247,11 @@ def test_workers_name_each_broken_video_once(partly_broken, tmp_path):
 
 def test_ledger_survives_a_torn_line(tmp_path):
     ledger = str(tmp_path / "bad.jsonl")
-    pipeline._record(ledger, "a.mp4", "broken")
+    ledgers.record(ledger, "a.mp4", "broken")
     with open(ledger, "a") as file:
         file.write('{"path": "b.mp4", "err')
     for path in ("a.mp4", "b.mp4", "c.mp4", "c.mp4"):
-        pipeline._record(ledger, path, "broken")
+        ledgers.record(ledger, path, "broken")
     lines = (tmp_path / "bad.jsonl").read_text().splitlines()
     assert [json.loads(lines[i])["path"] for i in (0, 2, 3)] == ["a.mp4", "b.mp4", "c.mp4"] and len(lines) == 4
 
