@@ -153,6 +153,9 @@ def convert(options: Any) -> int:
     trees = weights.params | ({"probe": probe.params} if probe else {})
     counts = [f"{name} {sum(leaf.size for leaf in jax.tree.leaves(tree)):,}" for name, tree in trees.items()]
     print(f"{options.dst} ({to}), parameters: {', '.join(counts)}")
+    if probe and len(probe.model.tasks) > 1:
+        tasks = [f"{name} ({classes:,} classes)" for name, classes in probe.model.tasks]
+        print(f"heads of the probe in the order of its queries: {', '.join(tasks)}")
     return 0
 
 

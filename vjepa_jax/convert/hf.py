@@ -215,6 +215,9 @@ def _check_writable(weights: Weights) -> None:
         raise ConvertError(f"transformers has square clips only, data.resolution is {run.data.size}")
     if probe is None:
         return
+    if not isinstance(probe.model, AttentiveClassifier):
+        names = ", ".join(name for name, _ in probe.model.tasks)
+        raise ConvertError(f"transformers has no probe with the heads {names}: use --to official or --to ours")
     if (probe.model.num_heads, probe.model.eps, probe.model.mlp_ratio) != (size.num_heads, EPS, 4.0):
         raise ConvertError(
             f"transformers' pooler has the encoder's {size.num_heads} heads, eps {EPS} and mlp_ratio 4, this probe "

@@ -1,6 +1,7 @@
-"""Official attentive probes (checkpoint["classifiers"]) <-> our AttentiveClassifier, and probes in folders of ours.
+"""Official attentive probes (checkpoint["classifiers"]) <-> our AttentiveClassifier and MultiTaskClassifier.
 
-Official names: vjepa2 src/models/attentive_pooler.py. `xattn.kv` holds the key's rows, then the value's.
+Official names: vjepa2 src/models/attentive_pooler.py and, where there are several linear heads,
+evals/action_anticipation_frozen/models.py. `xattn.kv` holds the key's rows, then the value's.
 """
 
 import re
@@ -12,11 +13,13 @@ from vjepa_jax.convert import ConvertError, official
 from vjepa_jax.convert.shapes import probe_shapes
 from vjepa_jax.convert.sizes import ratio
 from vjepa_jax.convert.weights import Hints, Params, Probe, State
-from vjepa_jax.models.probe import EPS, AttentiveClassifier
+from vjepa_jax.models.probe import EPS, AttentiveClassifier, Classifier, MultiTaskClassifier, Tasks, layer_name
 from vjepa_jax.models.variants import ViTSize
 
 _CROSS = "pooler.cross_attention_block"
+_LINEAR = re.compile(r"(?!pooler\.)([^.]+(?:\.[^.]+)?)\.weight")  # a linear head, or one of a list or dict of them
 HEADS = 16  # of every published probe; their files do not tell
+ANTICIPATION = ("verb", "noun", "action")  # the queries of a probe for action anticipation, in their order
 
 
 def from_checkpoint(content: dict[str, Any], hints: Hints) -> Probe:
@@ -37,30 +40,22 @@ def to_checkpoint(probe: Probe) -> dict[str, Any]:
         raise ConvertError(
             f"official probes have {HEADS} heads and eps {EPS}, this one {probe.model.num_heads} and {probe.model.eps}"
         )
+    if _in_order(probe.model.tasks) != probe.model.tasks:
+        names = ", ".join(name for name, _ in probe.model.tasks)
+        raise ConvertError(f"official queries are for {', '.join(ANTICIPATION)}, these for {names}: use --to ours")
     return {"classifiers": [{f"module.{name}": array for name, array in to_official(probe).items()}]}
 
 
 def from_official(state: State, num_heads: int, eps: float = EPS, labels: tuple[str, ...] = ()) -> Probe:
     """A probe from tensors with official names. Raises ConvertError that names what is missing, left over or uneven."""
-    for name in ("pooler.query_tokens", "linear.weight", f"{_CROSS}.mlp.fc1.weight"):
-        if name not in state:
-            raise ConvertError(f"tensor {name} is missing: this is not an attentive classifier")
-    _, queries, dim = state["pooler.query_tokens"].shape
-    if queries != 1:
-        raise ConvertError(
-            f"a probe with {queries} queries (action anticipation) is not read, one with a single query is"
-        )
-    if dim % num_heads:
-        raise ConvertError(f"a probe of width {dim} does not divide over {num_heads} heads")
-    depth = 1 + len({name.split(".")[2] for name in state if name.startswith("pooler.blocks.")})
-    mlp_ratio = ratio(state[f"{_CROSS}.mlp.fc1.weight"].shape[0], dim)
-    model = AttentiveClassifier(state["linear.weight"].shape[0], num_heads, depth, mlp_ratio, eps=eps)
+    model, dim = _model(state, num_heads, eps)
     state = official.admit(state, probe_shapes(model, dim))
     pooler = {"query_tokens": state["pooler.query_tokens"][0], "cross": _cross_from(state, num_heads)}
-    if depth > 1:
-        size = ViTSize(dim, depth - 1, num_heads, int(dim * mlp_ratio))
+    if model.depth > 1:
+        size = ViTSize(dim, model.depth - 1, num_heads, int(dim * model.mlp_ratio))
         pooler["blocks"] = official.blocks_from(state, "pooler.blocks", size)
-    return Probe(model, {"pooler": pooler, "linear": official.linear_from(state, "linear")}, labels)
+    linears = {layer_name(task): official.linear_from(state, task) for task, _ in model.tasks}
+    return Probe(model, {"pooler": pooler, **linears}, labels)
 
 
 def to_official(probe: Probe) -> State:
@@ -69,7 +64,54 @@ def to_official(probe: Probe) -> State:
     state = {"pooler.query_tokens": np.asarray(pooler["query_tokens"])[None]}
     if "blocks" in pooler:
         state |= official.blocks_to(pooler["blocks"], "pooler.blocks")
-    return state | _cross_to(pooler["cross"]) | official.linear_to(probe.params["linear"], "linear")
+    state |= _cross_to(pooler["cross"])
+    for task, _ in probe.model.tasks:
+        state |= official.linear_to(probe.params[layer_name(task)], task)
+    return state
+
+
+def _model(state: State, num_heads: int, eps: float) -> tuple[Classifier, int]:
+    """The module that the tensors are for, and its width."""
+    named = ((_LINEAR.fullmatch(name), array) for name, array in state.items() if array.ndim == 2)
+    linears = tuple((match[1], len(array)) for match, array in named if match)
+    for name in ("pooler.query_tokens", *(() if linears else ("linear.weight",)), f"{_CROSS}.mlp.fc1.weight"):
+        if name not in state:
+            raise ConvertError(f"tensor {name} is missing: this is not an attentive classifier")
+    shape = state["pooler.query_tokens"].shape
+    if len(shape) != 3:
+        raise ConvertError(f"tensor pooler.query_tokens is {list(shape)} and must be [1, queries, channels]")
+    _, queries, dim = shape
+    if queries != len(linears):
+        names = ", ".join(name for name, _ in linears)
+        raise ConvertError(f"queries: {queries}, linear heads: {len(linears)} ({names}): a probe has one head a query")
+    if dim % num_heads:
+        raise ConvertError(f"a probe of width {dim} does not divide over {num_heads} heads")
+    depth = 1 + len({name.split(".")[2] for name in state if name.startswith("pooler.blocks.")})
+    rest = (num_heads, depth, ratio(state[f"{_CROSS}.mlp.fc1.weight"].shape[0], dim))
+    if linears[0][0] == "linear" and queries == 1:
+        return AttentiveClassifier(linears[0][1], *rest, eps=eps), dim
+    return MultiTaskClassifier(_in_order(linears), *rest, eps=eps), dim
+
+
+def _in_order(linears: Tasks) -> Tasks:
+    """The linear heads in the order of the queries: that of ANTICIPATION where names tell, else that of the file.
+
+    Raises ConvertError where only some names tell, or two the same.
+    """
+    names = [name for name, _ in linears]
+    if len(set(map(layer_name, names))) < len(names):
+        raise ConvertError(f"the linear heads {', '.join(names)} differ in a dot only: rename one")
+    told = [[word for word in ANTICIPATION if word in name.lower()] for name in names]
+    if not any(told):
+        return linears
+    words = [found[0] for found in told if len(found) == 1]
+    if len(set(words)) < len(names):
+        raise ConvertError(
+            f"the linear heads {', '.join(names)} do not tell whose the queries are: name them after "
+            f"{', '.join(ANTICIPATION)}, one each, or none so, in the order of the queries"
+        )
+    ordered = sorted(zip(map(ANTICIPATION.index, words), linears, strict=True))
+    return tuple(linear for _, linear in ordered)
 
 
 def _cross_from(state: State, num_heads: int) -> Params:

@@ -6,7 +6,7 @@ Every reader checks its tensors against this before it converts them: nothing is
 from vjepa_jax.config import ModelConfig
 from vjepa_jax.convert import ConvertError
 from vjepa_jax.convert.weights import State
-from vjepa_jax.models.probe import AttentiveClassifier
+from vjepa_jax.models.probe import Classifier
 from vjepa_jax.models.variants import ViTSize, encoder_size, feature_dim, predictor_levels, predictor_size
 
 Shapes = dict[str, tuple[int, ...]]
@@ -69,16 +69,18 @@ def ac_predictor_shapes(model: ModelConfig, values: dict[str, int]) -> Shapes:
     return shapes | _blocks("predictor_blocks", size) | _norm("predictor_norm", e) | _linear("predictor_proj", e, d)
 
 
-def probe_shapes(probe: AttentiveClassifier, dim: int) -> Shapes:
+def probe_shapes(probe: Classifier, dim: int) -> Shapes:
     """The tensors of an attentive classifier for tokens of `dim` channels (attentive_pooler.py)."""
     mlp_dim = int(dim * probe.mlp_ratio)
     cross = "pooler.cross_attention_block"
-    shapes = {"pooler.query_tokens": (1, 1, dim)}
+    shapes = {"pooler.query_tokens": (1, len(probe.tasks), dim)}
     shapes |= _norm(f"{cross}.norm1", dim) | _linear(f"{cross}.xattn.q", dim, dim)
     shapes |= _linear(f"{cross}.xattn.kv", dim, 2 * dim) | _norm(f"{cross}.norm2", dim)
     shapes |= _linear(f"{cross}.mlp.fc1", dim, mlp_dim) | _linear(f"{cross}.mlp.fc2", mlp_dim, dim)
     shapes |= _blocks("pooler.blocks", ViTSize(dim, probe.depth - 1, probe.num_heads, mlp_dim))
-    return shapes | _linear("linear", dim, probe.num_classes)
+    for task, classes in probe.tasks:
+        shapes |= _linear(task, dim, classes)
+    return shapes
 
 
 def _linear(name: str, inputs: int, outputs: int) -> Shapes:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vjepa_jax.config import ModelConfig, RunConfig, from_config_dict
 from vjepa_jax.convert import ConvertError
-from vjepa_jax.models.probe import AttentiveClassifier
+from vjepa_jax.models.probe import Classifier
 from vjepa_jax.models.variants import encoder_size
 
 State = dict[str, np.ndarray]
@@ -20,7 +20,7 @@ Params = dict[str, Any]
 class Probe:
     """A trained attentive classifier: the module, its parameters, and a name for each class (or none)."""
 
-    model: AttentiveClassifier
+    model: Classifier
     params: Params
     labels: tuple[str, ...] = ()
 

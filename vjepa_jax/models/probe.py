@@ -1,4 +1,4 @@
-"""The attentive probe: what is trained on frozen tokens (vjepa2 src/models/attentive_pooler.py), in Flax Linen.
+"""Attentive probes: what is trained on frozen tokens (vjepa2 src/models/attentive_pooler.py), in Flax Linen.
 
 Shape suffixes: B batch, N tokens, Q queries, D embedding, H heads, K head size, C classes.
 """
@@ -18,6 +18,7 @@ from vjepa_jax.ops.losses import layer_norm
 EPS = 1e-5  # of every LayerNorm of the published probe; the encoder has 1e-6, and so has transformers' copy of both
 # PyTorch's default for Linear, uniform within 1/sqrt(D): the classifier is made after the pooler has set its weights
 classifier_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+Tasks = tuple[tuple[str, int], ...]  # name and number of classes
 
 
 class Projection(nn.Module):
@@ -118,12 +119,59 @@ class AttentiveClassifier(nn.Module):
     attention: str = "auto"
     eps: float = EPS
 
+    @property
+    def tasks(self) -> Tasks:
+        """As of a `MultiTaskClassifier` with this one linear layer."""
+        return (("linear", self.num_classes),)
+
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
-        pooler = AttentivePooler(
-            *(self.num_heads, self.depth, 1, self.mlp_ratio, self.dtype, self.attention, self.eps), name="pooler"
-        )
-        return nn.Dense(self.num_classes, kernel_init=classifier_init, name="linear")(pooler(x_BND)[:, 0])
+        return _classify(self, x_BND)["linear"]
+
+
+class MultiTaskClassifier(nn.Module):
+    """An attentive pooler with a query for each task and a linear classifier on each query.
+
+    The probe of action anticipation on EPIC-Kitchens-100 has the tasks verb_classifier, noun_classifier and
+    action_classifier (vjepa2 evals/action_anticipation_frozen/models.py).
+
+    tasks: name and number of classes of every task, in the order of the queries.
+
+    __call__(x_BND) returns {name: float32 logits [B, C]}.
+    """
+
+    tasks: Tasks
+    num_heads: int = 16
+    depth: int = 1
+    mlp_ratio: float = 4.0
+    dtype: Any = jnp.float32
+    attention: str = "auto"
+    eps: float = EPS
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array) -> dict[str, jax.Array]:
+        return _classify(self, x_BND)
+
+
+Classifier = AttentiveClassifier | MultiTaskClassifier
+
+
+def layer_name(task: str) -> str:
+    """The name of a task's linear layer in the parameter tree, where dots separate levels."""
+    return task.replace(".", "_")
+
+
+def _classify(model: Classifier, x_BND: jax.Array) -> dict[str, jax.Array]:
+    """The logits of every task, inside of the compact call of `model`."""
+    pooler = AttentivePooler(
+        *(model.num_heads, model.depth, len(model.tasks), model.mlp_ratio, model.dtype, model.attention, model.eps),
+        name="pooler",
+    )
+    pooled_BQD = pooler(x_BND)
+    return {
+        task: nn.Dense(classes, kernel_init=classifier_init, name=layer_name(task))(pooled_BQD[:, query])
+        for query, (task, classes) in enumerate(model.tasks)
+    }
 
 
 def rescale_pooler(params: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +187,7 @@ def rescale_pooler(params: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_classifier(model: AttentiveClassifier, rng: jax.Array, x_BND: jax.Array) -> dict[str, Any]:
+def init_classifier(model: Classifier, rng: jax.Array, x_BND: jax.Array) -> dict[str, Any]:
     """Fresh parameters with the published initialisation, for tokens shaped like `x_BND`."""
     params = model.init(rng, x_BND)["params"]
     return {**params, "pooler": rescale_pooler(params["pooler"])}
