@@ -56,6 +56,20 @@ def test_reaches_the_optimum(l2, spread, rows):
     assert np.linalg.norm(grad) < 2e-3
 
 
+def test_more_dimensions_than_videos_give_the_same_optimum():
+    """Features that are copies of fewer ones: both ways of finding the axes solve the same problem."""
+    x, labels = clusters(0, spread=2.0)
+    wide = np.tile(x, (1, 10))
+    # Ten copies of a feature with weight w / 10 each cost a tenth of the penalty of w.
+    few = fit(x, labels, l2_grid=(1.0,) * len(linear.L2_GRID))
+    many = fit(wide, labels, l2_grid=(10.0,) * len(linear.L2_GRID))
+    assert many.kernel_DC.shape == (10 * DIM, CLASSES)
+    np.testing.assert_allclose(
+        many.kernel_DC.reshape(10, DIM, CLASSES), np.tile(few.kernel_DC / 10, (10, 1, 1)), atol=1e-3
+    )
+    np.testing.assert_allclose(many.bias_C, few.bias_C, atol=2e-3)
+
+
 def test_separable_classes_are_learned_and_shuffled_labels_are_not():
     x, labels = clusters(0, spread=0.3)
     test_x, test_labels = clusters(1, rows=400, spread=0.3)

@@ -1,6 +1,6 @@
 """Linear probe: multinomial logistic regression on pooled features, solved to its optimum.
 
-Shape suffixes: N videos, D feature dimensions, C classes, G strengths of the L2 penalty.
+Shape suffixes: N videos, D feature dimensions, E principal axes, C classes, G strengths of the L2 penalty.
 """
 
 import dataclasses
@@ -52,24 +52,22 @@ def train_linear(
     """
     mean, scale = standardize(x_ND)
     z_ND = ((x_ND - mean) * scale).astype(np.float32)
-    # In the eigenvectors' basis the curvature is close to diagonal; see `_solve`.
-    variance_D, basis_DD = np.linalg.eigh(z_ND.T @ z_ND / len(z_ND))
     padding = max(pad_to - len(z_ND), 0)
-    r_ND = np.pad(z_ND @ basis_DD, ((0, padding), (0, 0)))
+    variance_E, basis_DE = _principal_axes(z_ND, len(z_ND) + padding)
+    r_NE = np.pad(z_ND @ basis_DE, ((0, padding), (0, 0)))
     y_N = np.pad(labels.astype(np.int32), (0, padding))
     l2_G = np.asarray(l2_grid, np.float32) / len(z_ND)
-    variance_D = np.maximum(variance_D, 0.0).astype(np.float32)
 
-    start = np.zeros((len(l2_G), r_ND.shape[1] + 1, num_classes), np.float32)
-    solve = functools.partial(_solve, r_ND, y_N, variance_D=variance_D)
+    start = np.zeros((len(l2_G), r_NE.shape[1] + 1, num_classes), np.float32)
+    solve = functools.partial(_solve, r_NE, y_N, variance_E=variance_E)
     part = np.asarray(solve(np.pad((~held_out).astype(np.float32), (0, padding)), l2_G, start))
-    correct, loss = _score(part, (z_ND @ basis_DD)[held_out], labels[held_out])
+    correct, loss = _score(part, (z_ND @ basis_DE)[held_out], labels[held_out])
     best = np.lexsort((loss, -correct))[0]
 
     # The same compiled solver, every lane at the chosen strength and warm: it stops as soon as one would.
     weight = np.pad(np.ones(len(z_ND), np.float32), (0, padding))
     whole = np.asarray(solve(weight, np.full_like(l2_G, l2_G[best]), np.repeat(part[best : best + 1], len(l2_G), 0)))[0]
-    return LinearProbe(mean, scale, basis_DD @ whole[:-1], whole[-1], float(l2_grid[best]))
+    return LinearProbe(mean, scale, basis_DE @ whole[:-1], whole[-1], float(l2_grid[best]))
 
 
 def standardize(x_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,6 +76,23 @@ def standardize(x_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     varies = std > 1e-6 * np.abs(mean)
     scale = np.where(varies, 1.0 / np.where(varies, std, 1.0), 0.0)
     return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def _principal_axes(z_ND: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Variances [E] along the principal axes [D, E]: in this basis the curvature is close to diagonal, see `_solve`.
+
+    With more dimensions than `most` rows, the axes of the rows' span and E = most (surplus ones are 0): penalised
+    weights have no part outside of it, and finding them costs N^2 D in place of D^3.
+    """
+    rows, dims = z_ND.shape
+    if dims <= most:
+        variance_D, basis_DD = np.linalg.eigh(z_ND.T @ z_ND / rows)
+        return np.maximum(variance_D, 0.0).astype(np.float32), basis_DD
+    variance_N, vectors_NN = np.linalg.eigh(z_ND @ z_ND.T / rows)
+    spans = variance_N > 1e-6 * variance_N[-1]
+    basis_DE = z_ND.T @ (vectors_NN[:, spans] / np.sqrt(rows * variance_N[spans]))
+    surplus = most - basis_DE.shape[1]
+    return np.pad(variance_N[spans], (0, surplus)), np.pad(basis_DE, ((0, 0), (0, surplus)))
 
 
 def _score(weights_GEC: np.ndarray, x_ND: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -90,8 +105,8 @@ def _score(weights_GEC: np.ndarray, x_ND: np.ndarray, labels: np.ndarray) -> tup
 
 
 @jax.jit
-def _solve(x_ND, labels_N, weight_N, l2_G, start_GEC, variance_D):
-    """Minimise weighted mean cross-entropy + l2/2 |W|^2 by L-BFGS, every l2 at once. Weights [G, D+1, C], bias last.
+def _solve(x_NE, labels_N, weight_N, l2_G, start_GEC, variance_E):
+    """Minimise weighted mean cross-entropy + l2/2 |W|^2 by L-BFGS, every l2 at once. Weights [G, E+1, C], bias last.
 
     L-BFGS runs on W / preconditioner: near W = 0 the Hessian is about diag(variance / C + l2), so dividing by its root
     leaves a well-conditioned problem with the same optimum. Where classes separate, curvature shrinks as weights grow
@@ -101,11 +116,11 @@ def _solve(x_ND, labels_N, weight_N, l2_G, start_GEC, variance_D):
     classes = start_GEC.shape[-1]
 
     def one(l2, start_EC):
-        precondition_E1 = jnp.append(jax.lax.rsqrt(variance_D / classes + l2 + 0.01), 1.0)[:, None]
+        precondition_E1 = jnp.append(jax.lax.rsqrt(variance_E / classes + l2 + 0.01), 1.0)[:, None]
 
         def loss(v_EC):
             w_EC = v_EC * precondition_E1
-            logits_NC = jnp.matmul(x_ND, w_EC[:-1], precision="highest") + w_EC[-1]
+            logits_NC = jnp.matmul(x_NE, w_EC[:-1], precision="highest") + w_EC[-1]
             ce_N = optax.softmax_cross_entropy_with_integer_labels(logits_NC, labels_N)
             return (weight_N * ce_N).sum() / weight_N.sum() + 0.5 * l2 * jnp.square(w_EC[:-1]).sum()
 
