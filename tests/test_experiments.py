@@ -17,7 +17,7 @@ from vjepa_jax.training.state import abstract_state
 from vjepa_jax.training.step import make_train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "experiments"
-FILES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py"))
+FILES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if p.parent.name != "launch")
 
 
 def variants_of(file):
@@ -50,7 +50,7 @@ def test_every_variant_and_stage_builds_with_its_state(case):
     first = stages[0][1]
     params = state_of(first)["params"]
     for name, run in stages:
-        for stream in filter(None, (run, run.images_run)):
+        for stream in (run, *run.stream_runs.values()):
             assert all(context > 0 and target > 0 for context, target in masking.make_plan(stream).budgets)
         decay_mask(params, run.optim)
         assert (run.objective, run.model) == (first.objective, first.model), (
@@ -71,7 +71,7 @@ def test_the_step_of_a_file_has_shapes(file):
 
 
 def inputs_of(run):
-    """Shapes of a batch, with those of the stream of images where there is one."""
+    """Shapes of a batch, with those of further streams where there are some."""
     batch, (height, width) = run.batch_size, run.data.size
     ids = lambda count: jax.ShapeDtypeStruct((batch, count), jnp.int32)
     inputs = {
@@ -80,7 +80,7 @@ def inputs_of(run):
             {"context": ids(g.context), "target": ids(g.boxes * g.target)} for g in masking.make_plan(run).groups
         ],
     }
-    return inputs if run.images is None else inputs | {"images": inputs_of(run.images_run)}
+    return inputs | {"streams": {name: inputs_of(stream) for name, stream in run.stream_runs.items()}}
 
 
 @pytest.mark.parametrize(
