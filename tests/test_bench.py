@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vjepa_jax import cli
+from vjepa_jax import bench, cli
 
 
 def test_predictors_side_by_side(capsys):
@@ -26,3 +26,14 @@ def test_masks_take_no_options(capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "masks", "--clips", "3"])
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_batch_goes_to_the_device():
+    (record,) = bench.transfer(batch=2, num_frames=4, resolution=32)
+    assert record["what"] == "transfer" and record["shape"] == [2, 4, 32, 32, 3]
+    assert record["mb"] == 0.0 and record["ms"] > 0 and record["clips_per_s"] > 0
+
+
+def test_data_wants_videos(tmp_path, capsys):
+    assert cli.main(["bench", "data", "--quick", "--source", str(tmp_path)]) == 2
+    assert "no videos in" in capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""`vjepa bench predictor`: the published predictor and the cross-attention one, side by side on one device."""
+"""`vjepa bench predictor`: the published predictor and the cross-attention one, side by side on one device.
+
+And what `vjepa bench data` needs of a device: the time to bring a batch there.
+"""
 
 import dataclasses
 import statistics
@@ -9,12 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data_pipelines import masking
 from vjepa_jax import objectives
 from vjepa_jax.config import DataConfig, ModelConfig, RunConfig
 from vjepa_jax.models.predictor import predictor_flops
-from vjepa_jax.training.metrics import peak_flops
+from vjepa_jax.parallel.chips import peak_flops
 
 WARM_UP, REPEATS = 3, 20
 
@@ -49,6 +53,28 @@ def predictors(
         if peak := peak_flops(kind_of):
             record["mfu"] = round(flops * batch / seconds / peak, 4)
         yield record | {"versions": {name: version(name) for name in ("jax", "jaxlib", "flax")}}
+
+
+def transfer(batch: int = 24, num_frames: int = 16, resolution: int = 256) -> Iterator[dict[str, Any]]:
+    """One record: bringing one batch of clips, uint8, from the host to the first device: as `predictors`, and "mb"."""
+    clips = np.zeros((batch, num_frames, resolution, resolution, 3), np.uint8)
+    times = []
+    for i in range(WARM_UP + REPEATS):
+        clips[...] = i  # or a device that shares the host's memory would have nothing to do
+        start = time.perf_counter()
+        jax.block_until_ready(jax.device_put(clips))
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[WARM_UP:])
+    yield {
+        "what": "transfer",
+        "shape": list(clips.shape),
+        "dtype": "uint8",
+        "devices": f"1 x {jax.devices()[0].device_kind}",
+        "mb": round(clips.nbytes / 1e6, 1),
+        "ms": round(1e3 * seconds, 3),
+        "clips_per_s": round(batch / seconds),
+        "versions": {name: version(name) for name in ("jax", "jaxlib")},
+    }
 
 
 def _time(run: RunConfig, budgets: list[tuple[int, int]], batch: int) -> float:

@@ -67,9 +67,10 @@ def test_pixels_are_those_of_plain_decoding(plain):
     assert np.abs(frames[1].astype(int) - numbered_frame(7)).mean() < 8
 
 
-def test_a_seek_decodes_only_from_the_key_frame(tmp_path):
-    """The last frame of a long video: a few packets are read, not all 200."""
-    path = write_video(tmp_path / "long.mp4", 200, gop=10)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_a_seek_decodes_only_what_it_needs(tmp_path, suffix):
+    """Late frames of a long video: from the last key frame to the last packet that is needed, and over a gap."""
+    path = write_video(tmp_path / f"long.{suffix}", 200, gop=10)
     with VideoReader(path) as reader:
         container = reader._container
         read = []
@@ -85,8 +86,21 @@ def test_a_seek_decodes_only_from_the_key_frame(tmp_path):
 
         reader._container = Counting()
         assert read_numbers(reader.read([195])) == [195]
-        assert len(read) < 20
+        assert len(read) <= 10  # frames 190 to 195, a few of which are shown later
+        read.clear()
+        np.testing.assert_array_equal(read_numbers(reader.read([51, 192])), [51, 192])
+        assert len(read) <= 20  # two groups of pictures
         reader._container = container
+
+
+def test_an_open_group_of_pictures_starts_one_earlier(tmp_path):
+    """Frames shown before the key frame that comes first in the file also need the group before; no scan is needed."""
+    options = {"x265-params": "log-level=none:open-gop=1:keyint=10:min-keyint=10:bframes=3:scenecut=0"}
+    path = write_video(tmp_path / "open.mp4", codec="libx265", options=options)
+    with VideoReader(path) as reader:
+        for index in range(60):
+            assert read_numbers(reader.read([index])) == [index]
+        assert reader._timeline.way == "index"
 
 
 def test_frames_come_one_at_a_time_and_repeat(plain):
