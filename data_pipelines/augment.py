@@ -1,9 +1,7 @@
-"""Crops of clips, in uint8 from the decoder to the device: one box and one flip for all frames of a clip.
+"""Crops of clips, in uint8 from the decoder to the device: one box (or a moving one) and one flip for all frames.
 
-Resizing is bilinear and antialiased: where it shrinks, it averages over all pixels, like Pillow and unlike the
-transforms of V-JEPA (torch `interpolate` without antialias). It runs in libswscale, which PyAV brings along. Measured,
-processor time on one core for a crop of 450 x 320 to 256 x 256: libswscale 1.4 ms, Pillow 1.9 ms, numpy (not
-antialiased) 4.0 ms. The flags below keep colour at full resolution: on noise, 0.2 of 255 from Pillow on average.
+Resizing is bilinear and antialiased unless asked otherwise: where it shrinks, it averages over all pixels, like Pillow
+and unlike the transforms of V-JEPA (torch `interpolate` without antialias). See frame_crops.py.
 """
 
 import math
@@ -11,15 +9,12 @@ from collections.abc import Callable, Iterable
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 
-Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+from data_pipelines.frame_crops import Box, FrameCropper
+
+Boxes = Box | list[Box]  # one for all frames, or one for each
 
 _TRIES = 10
-_BILINEAR = (
-    Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-    | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-)  # fmt: skip
 
 
 def random_box(
@@ -30,7 +25,20 @@ def random_box(
     Up to 10 tries: area uniform in `scale` (shares of the frame), width / height log-uniform in `aspect`, place
     uniform. If none fits, the largest centred box whose width / height lies in `aspect`.
     """
-    for _ in range(_TRIES):
+    box = fitting_box(height, width, scale, aspect, _TRIES, rng)
+    return box or _centred(height, width, min(max(width / height, aspect[0]), aspect[1]))
+
+
+def fitting_box(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    aspect: tuple[float, float],
+    tries: int,
+    rng: np.random.Generator,
+) -> Box | None:
+    """The first of up to `tries` random boxes that fits into the frame, placed at random; None if none does."""
+    for _ in range(tries):
         area = height * width * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
         box_height, box_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
@@ -38,7 +46,14 @@ def random_box(
             top = int(rng.integers(height - box_height + 1))
             left = int(rng.integers(width - box_width + 1))
             return top, left, box_height, box_width
-    return _centred(height, width, min(max(width / height, aspect[0]), aspect[1]))
+    return None
+
+
+def moving_boxes(first: Box, last: Box, count: int) -> list[Box]:
+    """`count` boxes on a straight way from `first` to `last`, rounded down: the motion shift of V-JEPA
+    (facebookresearch/vjepa2, src/datasets/utils/video/transforms.py). They fit wherever the two fit."""
+    steps = max(count - 1, 1)
+    return [tuple((a * (steps - i) + b * i) // steps for a, b in zip(first, last, strict=True)) for i in range(count)]
 
 
 def center_box(height: int, width: int, size: tuple[int, int]) -> Box:
@@ -49,6 +64,16 @@ def center_box(height: int, width: int, size: tuple[int, int]) -> Box:
     return _centred(height, width, size[1] / size[0])
 
 
+def view_boxes(height: int, width: int, size: tuple[int, int], num_views: int) -> list[Box]:
+    """`num_views` boxes as large as the centred one, spread evenly over the longer side: left, centre and right, or
+    top, centre and bottom (facebookresearch/vjepa2, evals/video_classification_frozen/utils.py). One is the centred."""
+    centred = center_box(height, width, size)
+    if num_views == 1:
+        return [centred]
+    free_y, free_x, steps = height - centred[2], width - centred[3], num_views - 1
+    return [(free_y * view // steps, free_x * view // steps, *centred[2:]) for view in range(num_views)]
+
+
 def _centred(height: int, width: int, ratio: float) -> Box:
     box_height = max(1, min(height, round(width / ratio)))
     box_width = max(1, min(width, round(height * ratio)))
@@ -56,40 +81,41 @@ def _centred(height: int, width: int, ratio: float) -> Box:
 
 
 def crop_clip(
-    frames: Iterable[np.ndarray], choose: Callable[[int, int], Box], size: tuple[int, int], flip: bool = False
+    frames: Iterable[np.ndarray],
+    choose: Callable[[int, int], Boxes],
+    size: tuple[int, int],
+    flip: bool = False,
+    antialias: bool = True,
 ) -> np.ndarray:
-    """Cuts the same box from all frames and resizes it.
+    """Cuts a box from all frames, or one from each, and resizes it. From a file, VideoReader.crops does it faster.
 
     Args:
       frames: uint8[H, W, 3] each, all of one size. Consumed one by one, so that large frames do not pile up.
-      choose: (H, W) -> box; called once.
+      choose: (H, W) -> box, or a list of boxes, one for each frame; called once.
       size: height and width of the result.
-      flip: mirror left and right.
+      flip, antialias: see frame_crops.FrameCropper.
 
     Returns:
       uint8[T, *size, 3].
     """
-    reformatter = VideoReformatter()
-    box, clip, before = None, [], None
+    cropper = FrameCropper(size, flip, antialias)
+    boxes, box, clip, before = None, None, [], None
     for frame in frames:
-        if frame is before:  # a repeated frame of a short or slow video
+        boxes = boxes or choose(*frame.shape[:2])
+        last, box = box, boxes[len(clip)] if isinstance(boxes, list) else boxes
+        if frame is before and box == last:  # a repeated frame of a short or slow video
             clip.append(clip[-1])
             continue
         before = frame
-        box = box or choose(*frame.shape[:2])
         top, left, height, width = box
-        clip.append(resize(frame[top : top + height, left : left + width], size, reformatter))
-    video = np.stack(clip)
-    return np.ascontiguousarray(video[:, :, ::-1]) if flip else video
+        part = np.ascontiguousarray(frame[top : top + height, left : left + width])
+        clip.append(cropper(av.VideoFrame.from_ndarray(part, format="rgb24"), (0, 0, height, width)))
+    return np.stack(clip)
 
 
-def resize(image: np.ndarray, size: tuple[int, int], reformatter: VideoReformatter | None = None) -> np.ndarray:
-    """uint8[H, W, 3] to uint8[*size, 3], bilinear, antialiased. Pass a reformatter to reuse its tables."""
+def resize(image: np.ndarray, size: tuple[int, int], antialias: bool = True) -> np.ndarray:
+    """uint8[H, W, 3] to uint8[*size, 3], bilinear; see frame_crops.FrameCropper."""
     if image.shape[:2] == tuple(size):
         return image
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    reformatter = reformatter or VideoReformatter()
-    scaled = reformatter.reformat(
-        frame, width=size[1], height=size[0], format="rgb24", interpolation=_BILINEAR, threads=1
-    )
-    return scaled.to_ndarray()
+    return FrameCropper(size, antialias=antialias)(frame, (0, 0, *image.shape[:2]))
