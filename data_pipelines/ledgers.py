@@ -1,9 +1,23 @@
 """The ledger of a run: a JSON-lines file that names every undecodable video once, {"path", "error"}."""
 
+import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+import threading
+
+
+@dataclasses.dataclass
+class _Known:
+    """What this process has read of a ledger: videos named before byte `end` of the file."""
+
+    inode: int
+    end: int = 0
+    paths: set[str] = dataclasses.field(default_factory=set)
+
+
+_known: dict[str, _Known] = {}
+_lock = threading.Lock()
 
 
 def of_process(ledger: str | None, process_index: int) -> str | None:
@@ -14,24 +28,31 @@ def of_process(ledger: str | None, process_index: int) -> str | None:
 
 
 def record(ledger: str | None, path: str, error: str) -> None:
-    """Names a video in the ledger, unless it is there already. Safe across threads, workers and restarts."""
+    """Names a video in the ledger, unless it is there already. Safe across threads, workers and restarts.
+
+    Each process reads every line once: a data set of millions has thousands of broken videos, each met once an epoch.
+    """
     if ledger is None:
         return
-    with open(ledger, "ab+") as file:  # O_APPEND: a line is written whole
+    with _lock, open(ledger, "ab+") as file:  # O_APPEND: a line is written whole
         fcntl.flock(file, fcntl.LOCK_EX)  # held until the file is closed
-        file.seek(0)
+        status, known = os.fstat(file.fileno()), _known.get(ledger)
+        if known is None or known.inode != status.st_ino or known.end > status.st_size:
+            known = _known[ledger] = _Known(status.st_ino)
+        file.seek(known.end)
         lines = file.read().splitlines(keepends=True)
-        if path in (entry.get("path") for entry in map(_parse_entry, lines)):
+        known.paths.update(map(_parse_path, lines))
+        known.end += sum(len(line) for line in lines if line.endswith(b"\n"))  # a torn line is looked at again
+        if path in known.paths:
             return
         torn = lines and not lines[-1].endswith(b"\n")
         entry = json.dumps({"path": path, "error": error}, ensure_ascii=False)
         file.write((b"\n" if torn else b"") + entry.encode() + b"\n")
 
 
-def _parse_entry(line: bytes) -> Mapping[str, str]:
-    """An entry of the ledger; empty for a line torn by a crash."""
+def _parse_path(line: bytes) -> str:
+    """The path of an entry; empty for a line torn by a crash."""
     try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}
+        return str(json.loads(line)["path"])
+    except (ValueError, KeyError, TypeError):
+        return ""
