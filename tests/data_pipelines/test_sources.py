@@ -2,15 +2,14 @@
 
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
 
-from data_pipelines.decode import VideoReader
-from data_pipelines.sources import DataError, Row, open_source, open_sources, write_array_record
+from data_pipelines.index import IndexWriter
+from data_pipelines.sources import DataError, Row, open_source, open_sources
 from vjepa_jax.config import DataConfig
-
-from .videos import read_numbers, write_video
 
 
 def touch(root, *names):
@@ -88,35 +87,20 @@ def test_manifest_with_columns(tmp_path):
     assert test.name(0) == str(tmp_path / "c.mp4")
 
 
+def test_everything_that_a_manifest_tells(tmp_path):
+    text = "path,licence,cluster,scene,split,label\na.mp4,CC BY,night,s1,train,3\n/b.mp4,,day,,,\nc.mp4,,,,,0\n"
+    source = open_source(manifest(tmp_path, text))
+    assert source.cluster_names == ("day", "night") and source.clusters.tolist() == [1, 0, -1]
+    assert source.clusters.dtype == np.int32
+    assert source.row(0) == Row(str(tmp_path / "a.mp4"), 3, "s1", "train", "CC BY", 1, id="a.mp4")
+    assert source.row(1) == Row("/b.mp4", -1, cluster=0, id="/b.mp4")
+    assert open_source(manifest(tmp_path, "path\na.mp4\n")).clusters is None
+
+
 def test_manifest_with_integer_labels(tmp_path):
     source = open_source(manifest(tmp_path, "label,path,group\n7,a.mp4,x\n-1,b.mp4,y\n,c.mp4,\n"))
     assert source.labels.tolist() == [7, -1, -1] and source.class_names == ()
     assert source.group(1) == "y"
-
-
-def test_array_record(tmp_path):
-    rows = []
-    for i in range(5):
-        path = write_video(tmp_path / "videos" / f"{i}.mp4", 4, video=i)
-        row = Row(path.name, i % 2, group=f"g{i}", split="train" if i < 3 else "test")
-        rows.append((row, path.read_bytes()))
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    assert write_array_record(str(shards / "a.array_record"), rows[:2], ["left", "right"]) == 2
-    assert write_array_record(str(shards / "b.array_record"), rows[2:], ["left", "right"]) == 3
-    assert sorted(os.listdir(shards)) == ["a.array_record", "b.array_record"]
-    for path in (str(shards), str(shards / "*.array_record")):
-        source = pickle.loads(pickle.dumps(open_source(path)))
-        assert source.labels.tolist() == [0, 1, 0, 1, 0] and source.class_names == ("left", "right")
-        assert source.name(2) == str(shards / "b.array_record") + "#2.mp4" and source.group(2) == "g2"
-        for i in range(5):
-            with VideoReader(source.open(i)) as reader:
-                assert read_numbers(reader.read([3]), row=1) == [i]
-    test = open_source(str(shards), split="test")
-    assert [test.name(i)[-5:] for i in range(2)] == ["3.mp4", "4.mp4"]
-    with VideoReader(test.open(1)) as reader:
-        assert read_numbers(reader.read([0]), row=1) == [4]
-    assert len(open_source(str(shards / "a.array_record"))) == 2
 
 
 def test_several_sources_and_pickling(tmp_path):
@@ -153,7 +137,12 @@ ERRORS = {
     r'videos.csv:2: cannot read .*"b': lambda p: manifest(p, 'path,label\na.mp4,"b\n'),
     "no rows in .*videos.csv": lambda p: manifest(p, "path,label\n"),
     "no rows in .*empty.csv": lambda p: manifest(p, "", "empty.csv"),
-    "text.array_record holds no index of videos": lambda p: manifest(p, "text", "text.array_record"),
+    "cannot tell what .*x.array_record is: .* or a folder of shards": lambda p: manifest(p, "x", "x.array_record"),
+    "text.arrow is no whole index of videos": lambda p: manifest(p, "text", "text.arrow"),
+    "no such file or folder: .*absent.arrow": lambda p: str(p / "absent.arrow"),
+    r"videos.csv:3: cluster 'b' is a name, other rows have integers":
+        lambda p: manifest(p, "path,cluster\na.mp4,1\nb.mp4,b\n"),
+    "holds unfinished shards: run the `vjepa data shard`": lambda p: (touch(p, "shards.json"), str(p))[1],
 }  # fmt: skip
 
 
@@ -188,11 +177,45 @@ def test_file_names_that_are_no_text(tmp_path):
         open_source(str(tmp_path))
 
 
-def test_shards_with_other_classes(tmp_path):
-    for name, classes in (("a", ["left"]), ("b", ["right"])):
-        write_array_record(str(tmp_path / f"{name}.array_record"), [(Row("x.mp4", 0), b"")], classes)
-    with pytest.raises(DataError, match=r"b\.array_record names other classes than .*a\.array_record"):
-        open_source(str(tmp_path))
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A folder of an object store that lies in memory: two videos and a manifest of them."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("VJEPA_CACHE", str(tmp_path / "cache"))
+    files = fsspec.filesystem("memory")
+    files.pipe({f"/{tmp_path.name}/{n}": n.encode() for n in ("run/b.mp4", "jump/a.mp4", "run/notes.txt")})
+    files.pipe(f"/{tmp_path.name}/list.csv", b"path,label\nrun/b.mp4,4\nmemory://else/c.mp4,5\n")
+    yield f"memory://{tmp_path.name}"
+    files.rm(f"/{tmp_path.name}", recursive=True)
+
+
+def test_remote_folder(store):
+    source = open_source(f"{store}/")
+    assert [source.name(i) for i in range(2)] == [f"{store}/jump/a.mp4", f"{store}/run/b.mp4"]
+    assert source.labels.tolist() == [0, 1] and source.class_names == ("jump", "run")
+    assert source.open(1).getvalue() == b"run/b.mp4" and source.row(1).id == "run/b.mp4"
+    one = open_source(f"{store}/run/b.mp4")
+    assert len(one) == 1 and one.label(0) == -1 and one.open(0).getvalue() == b"run/b.mp4"
+    with pytest.raises(DataError, match="no such file or folder: memory://absent"):
+        open_source("memory://absent")
+
+
+def test_remote_manifest(store):
+    source = open_source(f"{store}/list.csv")
+    assert [source.name(i) for i in range(2)] == [f"{store}/run/b.mp4", "memory://else/c.mp4"]
+    assert source.labels.tolist() == [4, 5] and source.open(0).getvalue() == b"run/b.mp4"
+    with pytest.raises(OSError, match=r"no such file or folder: memory://else/c\.mp4"):
+        source.open(1)
+
+
+def test_remote_folder_with_an_index(store, tmp_path):
+    with IndexWriter(str(tmp_path / "index.arrow")) as writer:
+        writer.write(Row("run/b.mp4", 3))
+    sys.modules["fsspec"].filesystem("memory").put(str(tmp_path / "index.arrow"), f"/{tmp_path.name}/index.arrow")
+    for path in (store, f"{store}/index.arrow"):
+        source = open_source(path)
+        assert source.name(0) == f"{store}/run/b.mp4" and source.label(0) == 3
+        assert source.open(0).getvalue() == b"run/b.mp4"
 
 
 def test_real_folders(shared_data):
