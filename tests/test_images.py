@@ -16,6 +16,7 @@ from vjepa_jax import train as train_lib
 from vjepa_jax.config import ConfigError
 from vjepa_jax.encoder import load
 from vjepa_jax.training.metrics import read_metrics
+from vjepa_jax.training.step import MODEL_KEYS
 
 
 @pytest.fixture
@@ -67,12 +68,12 @@ def test_batches_hold_both_streams_and_resume(config, pictures):
     jax.tree.map(np.testing.assert_array_equal, next(later), batches[2])
     later.close()
     batch = batches[0]
-    assert batch["video"].shape == (8, 4, 16, 16, 3) and batch["images"]["video"].shape == (16, 1, 32, 32, 3)
+    assert batch["video"].shape == (8, 4, 16, 16, 3) and batch["streams"]["images"]["video"].shape == (16, 1, 32, 32, 3)
     assert batch["substituted"].shape == (24,) and not batch["substituted"].any()
-    ((context, target),) = masking.make_plan(run.images_run).budgets
-    assert batch["images"]["masks"][0]["context"].shape == (16, context)
-    assert batch["images"]["masks"][0]["target"].max() < 64 and context + target <= 64
-    colours = {tuple(np.round(p / 20).astype(int)) for p in batch["images"]["video"].mean((1, 2, 3))}
+    ((context, target),) = masking.make_plan(run.stream_runs["images"]).budgets
+    assert batch["streams"]["images"]["masks"][0]["context"].shape == (16, context)
+    assert batch["streams"]["images"]["masks"][0]["target"].max() < 64 and context + target <= 64
+    colours = {tuple(np.round(p / 20).astype(int)) for p in batch["streams"]["images"]["video"].mean((1, 2, 3))}
     assert len(colours) == 6  # every picture was read, each in its own colour
 
 
@@ -84,7 +85,7 @@ def test_the_loss_is_the_weighted_mean_of_the_streams(config):
     iterator = pipeline.train_batches(run)
     batch = next(iterator)
     iterator.close()
-    batch = {"video": batch["video"], "masks": batch["masks"], "images": batch["images"]}
+    batch = {key: batch[key] for key in MODEL_KEYS}
     loss, metrics = jax.jit(objective.loss)(params, aux, batch, jax.random.key(0), jnp.int32(2))
     np.testing.assert_allclose(loss, (metrics["videos/loss"] + 3 * metrics["images/loss"]) / 4, rtol=1e-6)
     for prefix, weight in (("", 0.25), ("images/", 0.35)):  # half of the ramp is done at step 2

@@ -10,9 +10,13 @@ This module imports nothing heavy, so that data workers may import it without ja
 import contextlib
 import dataclasses
 import json
+import re
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from vjepa_jax.config_augment import AugmentConfig as AugmentConfig
+from vjepa_jax.config_augment import RandAugment as RandAugment
 from vjepa_jax.config_build import ConfigError as ConfigError
 from vjepa_jax.config_build import build, flatten
 from vjepa_jax.config_checks import validate
@@ -63,7 +67,7 @@ class ModelConfig:
     mlp: str = "gelu"  # gelu, or swiglu: fc3(silu(fc1 x) * fc2 x), two thirds as wide
     gelu: str = "erf"  # erf (published) or tanh (faster)
     dtype: str = "bfloat16"  # of matrix products; parameters, LayerNorm, softmax and loss stay float32
-    attention: str = "auto"  # auto, xla, cudnn
+    attention: str = "auto"  # auto, xla, cudnn, splash
     unroll: int = 1  # blocks per iteration of the layer scan; 0 unrolls all. The parameter tree is the same
     remat: str = "none"  # none, dots (keep matrix products), full (keep block inputs only)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
@@ -122,10 +126,16 @@ class DataConfig:
 
     path is a folder of videos, a CSV manifest or an ArrayRecord file; several are separated by commas and mixed by
     `weights` (equal if empty). Frames are spaced by `fps`, or by `frame_step` of the video's own frames where given.
+
+    Clusters of a source are mixed by cluster_weights=FILE, a CSV with columns `cluster,weight`; or, with cluster_mix,
+    `cluster` and for each target set how many of its videos lie there: w_c = sum_d w_d N_dc / N_d.
     """
 
     path: str
     weights: tuple[float, ...] = ()
+    cluster_weights: str = ""  # "": every video of a source is drawn as often
+    cluster_mix: tuple[float, ...] = ()  # w_d, weights of target sets
+    no_repeat_window: int = 0  # no video twice in so many draws from its source; 0: epochs, free at their borders
     num_frames: int = 16
     fps: float = 4.0
     frame_step: int | None = None
@@ -134,7 +144,9 @@ class DataConfig:
     random_resize_scale: tuple[float, float] = (0.3, 1.0)  # area of the crop box
     random_resize_aspect: tuple[float, float] = (0.75, 1.35)  # width / height of the crop box
     hflip: bool = True
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     split: str = ""  # keep only manifest rows with this value in their `split` column
+    pictures: str = "skip"  # in folders, for clips of several frames: skip, or repeat (the frame); single frames: taken
     num_workers: int = 0  # worker processes; 0 decodes in threads of this process
     num_threads: int = 2  # decoding threads of this process when num_workers is 0
     buffer_size: int = 2  # batches prepared ahead (per worker)
@@ -151,20 +163,23 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ImagesConfig:
-    """A second stream of single images in every step (V-JEPA 2.1).
-
-    The loss of a step is (videos + weight * images) / (1 + weight). `data.num_frames` must be 1; a folder is searched
-    for pictures and videos.
-    """
+class StreamConfig:
+    """A further stream of clips in every step, whose loss is the mean over streams by weight (1 for the main one)."""
 
     batch_size: int
     data: DataConfig
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    weight: float = 1.0
+    context_weight: float | None = None  # None: loss.context_weight
+
+
+@dataclass(frozen=True)
+class ImagesConfig(StreamConfig):
+    """The stream of single images (V-JEPA 2.1), with data.num_frames=1; in folders, of pictures and videos."""
+
     masks: MaskConfig = field(
         default_factory=lambda: MaskConfig(groups=(MaskGroupConfig(num_blocks=10, spatial_scale=(0.15, 0.15)),))
     )
-    weight: float = 1.0
-    context_weight: float | None = None  # None: loss.context_weight
 
 
 @dataclass(frozen=True)
@@ -248,7 +263,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 (at most one axis) takes what is left."""
+    """Devices along each mesh axis; -1 (at most one axis) takes what is left. Slices lie along replica, then fsdp."""
 
     replica: int = 1
     fsdp: int = -1
@@ -269,6 +284,7 @@ class LogConfig:
     health_every_steps: int = 100
     images_every_steps: int = 1000
     report: bool = True  # write report.html at the end
+    stuck_after: float = 900.0  # seconds without progress until all stacks are written down; 0: never
 
 
 @dataclass(frozen=True)
@@ -300,6 +316,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
     images: ImagesConfig | None = None
+    streams: dict[str, StreamConfig] = field(default_factory=dict)  # by name, say of 64 frames beside 16
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -323,19 +340,19 @@ class RunConfig:
         return self.steps * self.optim.horizon
 
     @property
-    def images_run(self) -> "RunConfig | None":
-        """The run that would train on the stream of images alone; None without one."""
-        if self.images is None:
-            return None
-        stream = self.images
-        return dataclasses.replace(
-            self,
-            data=stream.data,
-            masks=stream.masks,
-            batch_size=stream.batch_size,
-            seed=self.seed + 1,
-            images=None,
-        )
+    def all_streams(self) -> dict[str, StreamConfig]:
+        """The streams beside the main one by name, sorted; that of images is "images"."""
+        return dict(sorted((self.streams | ({"images": self.images} if self.images else {})).items()))
+
+    @property
+    def stream_runs(self) -> dict[str, "RunConfig"]:
+        """For each of `all_streams` the run that would train on it alone."""
+        runs = {}
+        for name, stream in self.all_streams.items():
+            seed = self.seed + (1 if name == "images" else zlib.crc32(name.encode()))
+            own = {"data": stream.data, "masks": stream.masks, "batch_size": stream.batch_size, "seed": seed}
+            runs[name] = dataclasses.replace(self, **own, images=None, streams={})
+        return runs
 
 
 # Keys that may differ when a run is continued in its folder: they change neither the numbers nor the data order.
@@ -378,4 +395,5 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
         for key in sorted(a.keys() | b.keys())
         if a.get(key, missing) != b.get(key, missing)
         and not any(key == k or key.startswith(k + ".") for k in RESUMABLE_KEYS)
+        and re.sub(r"^(images|streams\.[^.]+)\.", "", key) not in RESUMABLE_KEYS
     ]

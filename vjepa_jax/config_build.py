@@ -47,6 +47,10 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(typing.get_args(kind), value, path)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}={value!r} must be a group of names")
+        return {name: _convert(typing.get_args(kind)[1], v, f"{path}.{name}") for name, v in value.items()}
     if origin is tuple:
         args = typing.get_args(kind)
         if not isinstance(value, (tuple, list)):

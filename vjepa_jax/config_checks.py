@@ -1,8 +1,10 @@
 """What can be wrong with a configuration before a device or a file is touched."""
 
 import dataclasses
+import re
 from typing import Any
 
+from vjepa_jax.config_augment import validate_augment
 from vjepa_jax.config_build import ConfigError, flatten, hint
 
 RunConfig = Any  # config.RunConfig, which knows this module
@@ -13,12 +15,14 @@ _CHOICES = {
     "model.gelu": ("erf", "tanh"),
     "model.predictor.kind": ("joint", "cross"),
     "model.dtype": ("bfloat16", "float32"),
-    "model.attention": ("auto", "xla", "cudnn"),
+    "model.attention": ("auto", "xla", "cudnn", "splash"),
     "model.remat": ("none", "dots", "full"),
     "masks.policy": ("uniform", "first_k"),
     "optim.schedule": ("constant", "cosine", "linear", "wsd"),
     "init.weights": ("target", "all"),
+    "data.pictures": ("skip", "repeat"),
 }
+_RESERVED_NAMES = ("images", "videos", "loss", "grad_norm")  # of streams: what metrics are called
 MASK_KINDS = ("multiblock", "separate", "cuboid", "tube", "frame", "random", "causal")
 
 
@@ -35,9 +39,11 @@ def validate(c: RunConfig) -> None:
         if flat[key] < 1:
             raise ConfigError(f"{key}={flat[key]} must be at least 1")
     _validate_sizes(c)
+    _validate_sampling(c)
+    _validate_augmentation(c)
     _validate_masks(c)
     _validate_loss(c)
-    _validate_images(c)
+    _validate_streams(c)
     if c.init.optimizer and c.init.weights != "all":
         raise ConfigError("init.optimizer=True needs init.weights='all': the moments belong to the online encoder")
     if not 0.0 <= c.ema.start <= 1.0 or not 0.0 <= c.ema.end <= 1.0:
@@ -54,17 +60,22 @@ def validate(c: RunConfig) -> None:
     _validate_spikes(c)
 
 
-def _validate_images(c: RunConfig) -> None:
-    if c.images is None:
-        return
-    if not c.model.image_tokenizer or c.images.data.num_frames != 1:
+def _validate_streams(c: RunConfig) -> None:
+    if c.images is not None and (not c.model.image_tokenizer or c.images.data.num_frames != 1):
         raise ConfigError("images needs model.image_tokenizer=True and images.data.num_frames=1")
-    if c.images.weight <= 0:
-        raise ConfigError(f"images.weight={c.images.weight} must be positive: leave images out to train without them")
-    try:
-        validate(c.images_run)
-    except ConfigError as error:
-        raise ConfigError(f"images: {error}") from error
+    for name in c.streams:
+        if name in _RESERVED_NAMES or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise ConfigError(
+                f"streams.{name}: a name must be letters, digits, '_' and '-', and none of {', '.join(_RESERVED_NAMES)}"
+            )
+    for name, run in c.stream_runs.items():
+        key, weight = name if name == "images" else f"streams.{name}", c.all_streams[name].weight
+        if weight <= 0:
+            raise ConfigError(f"{key}.weight={weight} must be positive: leave {key} out to train without it")
+        try:
+            validate(run)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from error
 
 
 def _validate_sizes(c: RunConfig) -> None:
@@ -83,10 +94,6 @@ def _validate_sizes(c: RunConfig) -> None:
         raise ConfigError(f"batch_size={c.batch_size} is not divisible by optim.accumulate={c.optim.accumulate}")
     if c.data.fps <= 0 or (c.data.frame_step is not None and c.data.frame_step < 1):
         raise ConfigError(f"data.fps={c.data.fps} and data.frame_step={c.data.frame_step} must be positive")
-    if c.data.weights and len(c.data.weights) != len(c.data.paths):
-        raise ConfigError(
-            f"data.weights has {len(c.data.weights)} entries, data.path names {len(c.data.paths)} sources"
-        )
     if c.model.predictor.kind == "cross" and c.model.predictor.predict_context:
         raise ConfigError(
             "model.predictor.predict_context needs model.predictor.kind='joint': cross leaves it as it is"
@@ -96,6 +103,28 @@ def _validate_sizes(c: RunConfig) -> None:
             f"model.predictor.embed_dim={c.model.predictor.embed_dim} is not divisible by "
             f"model.predictor.num_heads={c.model.predictor.num_heads}"
         )
+
+
+def _validate_sampling(c: RunConfig) -> None:
+    data = c.data
+    if data.weights and len(data.weights) != len(data.paths):
+        raise ConfigError(f"data.weights has {len(data.weights)} entries, data.path names {len(data.paths)} sources")
+    if data.cluster_mix and not data.cluster_weights:
+        raise ConfigError("data.cluster_mix needs data.cluster_weights, a CSV file with the counts of every target set")
+    if any(weight <= 0 for weight in data.cluster_mix):
+        raise ConfigError(f"data.cluster_mix={data.cluster_mix} must be positive: remove target sets that do not count")
+    if data.no_repeat_window < 0:
+        raise ConfigError(f"data.no_repeat_window={data.no_repeat_window} must not be negative: 0 is no window")
+
+
+def _validate_augmentation(c: RunConfig) -> None:
+    low, high = c.data.random_resize_scale
+    if not 0.0 < low <= high <= 1.0:
+        raise ConfigError(f"data.random_resize_scale={(low, high)} must be (least, most) with 0 < least <= most <= 1")
+    low, high = c.data.random_resize_aspect
+    if not 0.0 < low <= high:
+        raise ConfigError(f"data.random_resize_aspect={(low, high)} must be (least, most) with 0 < least <= most")
+    validate_augment(c.data.augment)
 
 
 def _validate_masks(c: RunConfig) -> None:

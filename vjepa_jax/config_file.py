@@ -94,6 +94,9 @@ def _template(cls: type, given: Any = None) -> dict[str, Any]:
         if dataclasses.is_dataclass(group) and (group is kind or (given is not None and given.get(f.name))):
             values[f.name] = _template(group)
             continue
+        if group is dict:
+            values[f.name] = {name: _template(typing.get_args(kind)[1]) for name in (given or {}).get(f.name) or {}}
+            continue
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if default is dataclasses.MISSING or default is None:
             values[f.name] = config_dict.placeholder(_plain_type(kind))

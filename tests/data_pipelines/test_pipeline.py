@@ -12,7 +12,8 @@ import pytest
 from data_pipelines import ledgers
 from data_pipelines.augment import resize
 from data_pipelines.pipeline import eval_batches, train_batches
-from data_pipelines.sources import DataError, Row, open_source, write_array_record
+from data_pipelines.shards import write_shards
+from data_pipelines.sources import DataError, open_source
 from vjepa_jax.config import DataConfig, MaskConfig, MaskGroupConfig, ModelConfig, RunConfig
 
 from .videos import HEIGHT, WIDTH, read_numbers, write_video
@@ -274,12 +275,10 @@ def test_missing_files_are_replaced(folder, tmp_path):
     assert set(batch["index"].tolist()) == {0} and batch["substituted"].sum() >= 4
 
 
-def test_array_records_give_the_same_batches_as_files(folder, tmp_path):
-    source = open_source(str(folder))
-    rows = [(Row(f"{i}.mp4", source.label(i)), pathlib.Path(source.name(i)).read_bytes()) for i in range(5)]
-    write_array_record(str(tmp_path / "videos.array_record"), rows)
+def test_shards_give_the_same_batches_as_files(folder, tmp_path):
+    write_shards(str(folder), str(tmp_path / "shards"), shard_bytes=1, workers=0)
     for workers in (0, 1):
-        packed = config(tmp_path / "videos.array_record", num_workers=workers)
+        packed = config(tmp_path / "shards", num_workers=workers)
         for a, b in zip(take(config(folder), 2), take(packed, 2), strict=True):
             assert_same(a, b)
 
@@ -339,7 +338,8 @@ def test_evaluation_of_a_split_and_a_centre_crop(folder, tmp_path):
     (whole,) = evaluate(path, split="test", batch_size=2)
     for clip, wide in zip(batch["video"], whole["video"], strict=True):
         for frame, wide_frame in zip(clip, wide, strict=True):
-            np.testing.assert_array_equal(frame, resize(wide_frame[:, 8:56], (32, 32)))
+            # Colour is cut at its own, lower resolution, instead of from pixels.
+            assert np.abs(resize(wide_frame[:, 8:56], (32, 32)) - frame.astype(int)).mean() < 1.5
 
 
 def test_evaluation_marks_broken_videos(partly_broken, tmp_path):

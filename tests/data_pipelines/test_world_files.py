@@ -88,7 +88,7 @@ def test_a_world_reads_back_through_the_pipeline(tmp_path):
     (batch,) = eval_batches(str(manifest), num_frames=8, size=(32, 32), batch_size=24, frame_step=1, split="test")
     np.testing.assert_array_equal(batch["label"], source.labels)
     assert (batch["substituted"] == 0).all()
-    np.testing.assert_array_equal(batch["video"][-1], back)
+    assert psnr(batch["video"][-1] @ LUMA, back @ LUMA) > 45  # crops interpolate the chroma, whole frames repeat it
 
 
 def test_truth_reads_back(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
+from vjepa_jax.parallel.chips import peak_flops
 from vjepa_jax.training.chrono import Chrono
-from vjepa_jax.training.metrics import RunLog, drop_after, duration, peak_flops, read_metrics, summary, to_json
+from vjepa_jax.training.metrics import RunLog, drop_after, duration, read_metrics, summary, to_json
 
 
 class Clock:

@@ -48,6 +48,7 @@ def _videos(run: RunConfig, cfg: EvalConfig, split: str):
         frame_step=run.data.frame_step,
         split=split,
         segments=cfg.segments,
+        antialias=run.data.augment.antialias,
         # threads: a pass over a few hundred videos is over before worker processes have started
         num_threads=max(run.data.num_threads, run.data.num_workers),
     )

@@ -8,7 +8,7 @@ An objective is an object with
   eval_params(params, aux) -> params              the parameters that are evaluated and published
   features(params, video) -> [B, T', H', W', D]   the one tensor that every evaluation reads
   predict(params, video, context, target) -> [B, M, D]     latent forecasts at token ids
-  flops(budgets, image=False) -> dict             analytic FLOPs a clip, by part
+  flops(budgets, stream=None) -> dict             analytic FLOPs a clip of the main or another stream, by part
 """
 
 from vjepa_jax.config import ConfigError, RunConfig

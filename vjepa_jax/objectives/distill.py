@@ -7,6 +7,8 @@ student, aux["target"].
 Shape suffixes: B batch, N tokens, P values of one tubelet, D embedding of the student, E embedding of the teacher.
 """
 
+import math
+
 import jax
 
 from vjepa_jax.config import ConfigError, RunConfig
@@ -46,11 +48,11 @@ class Distillation(VJEPA2):
     def after_update(self, params: Params, aux: Params, step: jax.Array) -> Params:
         return super().after_update(params, aux, step) | {"teacher": aux["teacher"]}
 
-    def flops(self, budgets: list[tuple[int, int]], image: bool = False) -> dict[str, float]:
+    def flops(self, budgets: list[tuple[int, int]], stream: RunConfig | None = None) -> dict[str, float]:
         """As for V-JEPA, with the teacher's forward pass as the target's."""
-        return super().flops(budgets, image) | {
-            "target": encoder_flops(self.run.teacher.model, self._tokens(image), image)
-        }
+        tokens = math.prod((stream or self.run).grid)
+        target = encoder_flops(self.run.teacher.model, tokens, self._counts_as_image(stream))
+        return super().flops(budgets, stream) | {"target": target}
 
     def _targets(self, aux, patches_BNP, grid, image: bool):
         """Features of the student's EMA (only health reads them) and the teacher's, normalised."""

@@ -22,6 +22,8 @@ class IJEPA(VJEPA2):
         super().__init__(run)
         if run.data.num_frames != 1 or run.model.tubelet_size != 1:
             raise ConfigError("objective='ijepa' trains on images: set data.num_frames=1 and model.tubelet_size=1")
+        if run.all_streams:
+            raise ConfigError("objective='ijepa' has one stream of images, in data: remove images and streams")
         if any(group.kind != "separate" for group in run.masks.groups):
             raise ConfigError("objective='ijepa' predicts blocks on their own: use masks.groups of kind 'separate'")
         if run.loss.context_weight or run.loss.spatial_coherence or run.loss.temporal_smoothness:
@@ -35,13 +37,13 @@ class IJEPA(VJEPA2):
         frames = video_BTYXC.reshape(-1, 1, *video_BTYXC.shape[2:])
         return super().features(params, frames).reshape(*video_BTYXC.shape[:2], *self._grid(frames)[1:], -1)
 
-    def flops(self, budgets: list[tuple[int, int]], image: bool = False) -> dict[str, float]:
+    def flops(self, budgets: list[tuple[int, int]], stream: RunConfig | None = None) -> dict[str, float]:
         """As for V-JEPA, with the context encoded once for all blocks of a group."""
         firsts, start = [], 0
         for group in self.run.masks.groups:
             firsts.append(budgets[start])
             start += group.num_blocks
-        return super().flops(budgets, image) | {"context": super().flops(firsts, image)["context"]}
+        return super().flops(budgets, stream) | {"context": super().flops(firsts, stream)["context"]}
 
     def _group(self, params, patches_BNP, targets_BND, grid, mask, index: int, image: bool) -> GroupOutputs:
         context_BC, target = mask["context"], mask["target"]

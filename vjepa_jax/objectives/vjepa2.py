@@ -2,7 +2,7 @@
 
 V-JEPA 2 (arXiv 2506.09985) predicts the last block's features of the masked tokens. V-JEPA 2.1 (arXiv 2603.14482) adds,
 each by its own setting: features of several blocks (model.levels), a loss on the visible tokens too
-(loss.context_weight), and images beside the videos (images).
+(loss.context_weight), and images beside the videos (images), or any other streams (streams).
 
 Shape suffixes: B batch, N tokens, P values of one tubelet, D embedding, L levels, C context tokens, M target tokens.
 """
@@ -85,16 +85,18 @@ class VJEPA2:
     def loss(self, params: Params, aux: Params, batch: Params, rng: jax.Array, step: jax.Array):
         """The regression loss on the normalised target features, averaged over mask groups.
 
-        With images, (videos + weight * images) / (1 + weight): a weight of 1 is the published average over ranks.
+        With further streams, (videos + sum of weight * stream) / (1 + sum of weights): with images of weight 1 the
+        published average over ranks.
         """
         loss, metrics = self._stream_loss(params, aux, batch, rng, step, self.run.loss.context_weight)
-        if self.run.images is not None:
-            stream = self.run.images
-            context_weight = self.run.loss.context_weight if stream.context_weight is None else stream.context_weight
-            images, image_metrics = self._stream_loss(params, aux, batch["images"], rng, step, context_weight)
-            metrics |= {f"images/{name}": value for name, value in image_metrics.items()}
+        if streams := self.run.all_streams:
             metrics |= {"videos/loss": loss}
-            loss = (loss + stream.weight * images) / (1.0 + stream.weight)
+            for name, stream in streams.items():
+                own = self.run.loss.context_weight if stream.context_weight is None else stream.context_weight
+                value, values = self._stream_loss(params, aux, batch["streams"][name], rng, step, own)
+                metrics |= {f"{name}/{key}": metric for key, metric in values.items()}
+                loss = loss + stream.weight * value
+            loss = loss / (1.0 + sum(stream.weight for stream in streams.values()))
         return loss, metrics | {"loss": loss}
 
     def _stream_loss(self, params, aux, batch, rng, step, context_weight: float):
@@ -218,25 +220,26 @@ class VJEPA2:
         variables = {"params": params["predictor"]}
         return self.predictor.apply(variables, z_BCX, context_BC, target_BM, grid, mask_index, image=image)[0]
 
-    def flops(self, budgets: list[tuple[int, int]], image: bool = False) -> dict[str, float]:
-        """Analytic FLOPs of one training clip (or image of the stream `images`), by part.
+    def flops(self, budgets: list[tuple[int, int]], stream: RunConfig | None = None) -> dict[str, float]:
+        """Analytic FLOPs of one training clip, by part.
 
         The target is one forward pass, everything else forward and backward (3 forwards). No recomputation is counted.
 
         Args:
           budgets: (context, target) tokens of each mask group.
+          stream: one of run.stream_runs, whose clip it is; None: the main stream.
         """
-        model = self.run.model
+        model, image = self.run.model, self._counts_as_image(stream)
         context = sum(encoder_flops(model, c, image) for c, _ in budgets)
         return {
-            "target": encoder_flops(model, self._tokens(image), image),
+            "target": encoder_flops(model, math.prod((stream or self.run).grid), image),
             "context": 3.0 * context,
             "predictor": 3.0 * sum(predictor_flops(model, c, m) for c, m in budgets),
         }
 
-    def _tokens(self, image: bool) -> int:
-        """Tokens of a whole clip, or of an image of the stream `images`."""
-        return math.prod((self.run.images_run if image else self.run).grid)
+    def _counts_as_image(self, stream: RunConfig | None) -> bool:
+        """Whether clips of a stream have the patches of single frames."""
+        return self.run.model.image_tokenizer and (stream or self.run).data.num_frames == 1
 
     def _is_image(self, video_BTYXC) -> bool:
         return self.run.model.image_tokenizer and video_BTYXC.shape[1] == 1

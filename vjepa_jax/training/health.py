@@ -58,7 +58,7 @@ def make_health(objective: Any, run: RunConfig):
     rankme, rankme_max (the channels), feature_std (mean and min over channels, of normalised features across tokens),
     pair_cosine; and on the same clips health_loss beside baseline_copy (copy the target feature of the nearest visible
     token) and baseline_mean (predict the mean feature of all tokens): a model that understands something beats both.
-    Of a second stream of images nothing is looked at.
+    Of further streams nothing is looked at.
     """
 
     def health(state: Any, batch: Any) -> dict[str, jax.Array]:

@@ -7,7 +7,6 @@ the accelerator. One JSON object a line follows big_vision; the bar replaces it 
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,29 +21,8 @@ from rich.text import Text
 from vjepa_jax.training.chrono import Chrono
 from vjepa_jax.training.events import EventFile
 
-# Dense bf16 FLOP/s of one device as jax names it (jax.Device.device_kind), from the vendors' data sheets. The first
-# match counts. Vendors print the double ("with sparsity") for NVIDIA; a dense model can never reach that.
-_PEAKS = (
-    (r"TPU v4$", 275e12),
-    (r"TPU v5 ?(lite|e)$", 197e12),
-    (r"TPU v5p?$", 459e12),
-    (r"TPU v6 ?(lite|e)$", 918e12),
-    (r"H[12]00 NVL", 835e12),
-    (r"H100 PCIe", 756e12),
-    (r"G?H[12]00", 989e12),
-    (r"A100", 312e12),
-)
-
 # JSON has no NaN and no infinity: they are written as these strings, which float() and JavaScript's Number() read back.
 _NON_FINITE = ("NaN", "Infinity", "-Infinity")
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Dense bf16 peak in FLOP/s of one device, or None where it is unknown (a CPU, an unlisted accelerator)."""
-    for pattern, peak in _PEAKS:
-        if re.search(pattern, device_kind.strip(), re.IGNORECASE):
-            return peak
-    return None
 
 
 # --------------------------------------------------------------------------------------------------- metrics.jsonl
@@ -136,8 +114,9 @@ def summary(record: Mapping[str, Any], eta: float | None = None) -> str:
             shown.append(text(record[key]))
     if eta is not None:
         shown.append(f"eta {duration(eta)}")
-    if record.get("substituted"):
-        shown.append(f"substituted {record['substituted']:g}")
+    for count in ("substituted", "retries"):
+        if record.get(count):
+            shown.append(f"{count} {record[count]:g}")
     if "rankme" in record:
         limit = f"/{record['rankme_max']:.0f}" if "rankme_max" in record else ""
         shown.append(f"rankme {record['rankme']:.1f}{limit}")

@@ -12,7 +12,7 @@ from vjepa_jax.training import optim, spikes
 from vjepa_jax.training.state import State
 
 Batch = dict[str, Any]
-MODEL_KEYS = ("video", "masks", "images")  # what the objective reads; labels and indices stay on the host
+MODEL_KEYS = ("video", "masks", "streams")  # what the objective reads; labels and indices stay on the host
 
 
 def make_train_step(
