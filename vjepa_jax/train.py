@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -24,17 +25,19 @@ from vjepa_jax.config import ConfigError, RunConfig
 from vjepa_jax.encoder import CONFIG_FILE, Encoder
 from vjepa_jax.evals import run as evals_run
 from vjepa_jax.evals.frozen import format_table
-from vjepa_jax.parallel import partitioning
+from vjepa_jax.parallel import distributed, partitioning
+from vjepa_jax.parallel.chips import peak_flops
+from vjepa_jax.parallel.distributed import EXIT_RESUME
 from vjepa_jax.training import health, pictures, spikes
 from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.files import write_json
-from vjepa_jax.training.metrics import RunLog, peak_flops
+from vjepa_jax.training.metrics import RunLog
 from vjepa_jax.training.optim import decay_mask, make_optimizer
 from vjepa_jax.training.report import write_report
 from vjepa_jax.training.state import abstract_state, init_state, num_parameters
 from vjepa_jax.training.step import MODEL_KEYS, make_train_step
+from vjepa_jax.training.watchdog import Watchdog
 
-EXIT_RESUME = 75  # stopped by a signal after saving: start the same command again to go on (EX_TEMPFAIL)
 EXIT_FAILED = 1
 LEDGER = "bad_videos.jsonl"
 
@@ -50,9 +53,9 @@ class Setup:
     objective: Any
     optimizer: optax.GradientTransformation
     plan: masking.MaskPlan
-    image_plan: masking.MaskPlan | None  # of the stream of images
+    stream_plans: dict[str, masking.MaskPlan]  # of the further streams
     clip_flops: float
-    step_flops: float  # with the stream of images
+    step_flops: float  # with the further streams
     abstract: Any  # shapes of the training state
 
 
@@ -61,12 +64,24 @@ def prepare(run: RunConfig) -> Setup:
     objective, optimizer = objectives.create(run), make_optimizer(run)
     abstract = abstract_state(objective, optimizer)
     decay_mask(abstract["params"], run.optim)
-    plan, image_plan = masking.make_plan(run), run.images and masking.make_plan(run.images_run)
+    plan = masking.make_plan(run)
     clip_flops = sum(objective.flops(plan.budgets).values())
-    step_flops = clip_flops * run.batch_size
-    if image_plan is not None:
-        step_flops += sum(objective.flops(image_plan.budgets, image=True).values()) * run.images.batch_size
-    return Setup(objective, optimizer, plan, image_plan, clip_flops, step_flops, abstract)
+    step_flops, stream_plans = clip_flops * run.batch_size, {}
+    for name, stream in run.stream_runs.items():
+        stream_plans[name] = masking.make_plan(stream)
+        step_flops += sum(objective.flops(stream_plans[name].budgets, stream).values()) * stream.batch_size
+    return Setup(objective, optimizer, plan, stream_plans, clip_flops, step_flops, abstract)
+
+
+def jit_step(run: RunConfig, setup: Setup, mesh: jax.sharding.Mesh) -> Any:
+    """The training step (training/step.py) on a mesh; it takes the place of the state that it is given."""
+    shardings = partitioning.state_shardings(setup.abstract, mesh)
+    return jax.jit(
+        make_train_step(setup.objective, setup.optimizer, run),
+        donate_argnums=0,
+        in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+        out_shardings=(shardings, partitioning.replicated(mesh)),
+    )
 
 
 def open_mesh_and_data(run: RunConfig) -> tuple[jax.sharding.Mesh, int]:
@@ -97,18 +112,14 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
     setup = prepare(run)
     objective, optimizer = setup.objective, setup.optimizer
     mesh, num_videos = open_mesh_and_data(run)
+    distributed.agree(_facts(run, mesh))
     shardings = partitioning.state_shardings(setup.abstract, mesh)
     if not (workdir / CONFIG_FILE).is_file():
         starting.check_source(run, workdir, setup.abstract)
     totals = _claim(workdir, run, is_main)
 
     replicated = partitioning.replicated(mesh)
-    train_step = jax.jit(
-        make_train_step(objective, optimizer, run),
-        donate_argnums=0,
-        in_shardings=(shardings, partitioning.batch_sharding(mesh)),
-        out_shardings=(shardings, replicated),
-    )
+    train_step = jit_step(run, setup, mesh)
     measure_health = jax.jit(health.make_health(objective, run), out_shardings=replicated)
 
     # State: a checkpoint of this run, else what is taken from another one, else fresh.
@@ -133,96 +144,142 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
     )
     log.say(_headline(run, num_videos, state, setup, mesh, start))
 
-    stop = stop or StopSignal()
-    batches = pipeline.train_batches(
-        run,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        start_step=start,
-        ledger=str(workdir / LEDGER),
-    )
-    substituted, last = 0, {}
-    pending: tuple[int, Any, Any] | None = None  # the step before: its metrics are read while this one runs
+    stop, vote = stop or StopSignal(), distributed.Vote(mesh)
+    watchdog = Watchdog(run.log.stuck_after, workdir / f"stuck_{jax.process_index()}.txt", distributed.whoami(), _warn)
+
+    def open_batches(done: int) -> Any:
+        return pipeline.train_batches(
+            run,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            start_step=done,
+            ledger=str(workdir / LEDGER),
+        )
+
+    batches = open_batches(start)
+    reading, last = dict.fromkeys(pipeline.COUNTS, 0), {}  # how reading went since the last line of metrics
+    pending: tuple[int, Any, Any, Any] | None = None  # the step before: its metrics are read while this one runs
+    stopping = False  # decided by all processes together
 
     def finish() -> None:
         """Wait for the pending step, check it, log it."""
-        nonlocal pending, last, substituted
+        nonlocal pending, last, stopping
         if pending is None:
             return
-        (step, metrics, vitals), pending = pending, None
+        (step, metrics, vitals, asked), pending = pending, None
+        watchdog.step(step, "waiting for the devices")
+        stopping = stopping or bool(jax.device_get(asked))
         values = {key: float(value) for key, value in jax.device_get({**metrics, **vitals}).items()}
         if not math.isfinite(values["loss"]):
             raise NonFiniteLossError(_dump(workdir, step, values, last))
         spikes.check(values, step)
         last = values
         if step % run.log.every_steps == 0 or step in (start + 1, run.steps) or vitals:
-            log.write(step, values | {"substituted": substituted})
-            substituted = 0
+            log.write(step, values | reading)
+            reading.update(dict.fromkeys(reading, 0))
         if vitals and (problem := health.warning(values)):
             log.warn(f"step {step}: {problem}")
 
     def save(step: int) -> None:
+        watchdog.step(step, "saving")
         with log.pause("saving"):
             if problem := checkpoints.save(step, state):
                 log.warn(problem)
             if is_main:
                 write_json(workdir / "run.json", _describe(command, mesh, state) | {"totals": log.state()})
 
+    def fetch_model(step: int, doing: str) -> Any:
+        """The parameters that are evaluated, on the host, of all processes."""
+        watchdog.step(step, doing)
+        return distributed.fetch(objective.eval_params(state["params"], state["aux"]), mesh)
+
+    def evaluate(step: int) -> None:
+        """Frozen probes of the trained encoder, with its baselines; prints and writes the table."""
+        params = fetch_model(step, "evaluating")
+        if is_main:
+            _evaluate(log, workdir, run, Encoder(run, params, objective), step)
+
     try:
-        with stop, log, jax.transfer_guard("disallow"):
+        with stop, log, watchdog, jax.transfer_guard("disallow"):
             for step in range(start + 1, run.steps + 1):
+                watchdog.step(step, "waiting for data")
                 try:
                     with log.waiting():
                         host_batch = next(batches)
                 except RuntimeError:
                     # SIGTERM to the whole process group (SLURM, Kubernetes, timeout) ends grain's workers as well
-                    if stop.arrives():
+                    if not stop.arrives():
+                        raise
+                    if jax.process_count() == 1:
+                        stopping = True
                         break
-                    raise
-                substituted += int((host_batch["substituted"] > 0).sum())
+                    batches.close()
+                    batches = open_batches(step - 1)  # others wait for this step
+                    host_batch = next(batches)
+                reading["substituted"] += int((host_batch["substituted"] > 0).sum())
+                reading["retries"] += int(host_batch["retries"].sum())
                 inputs = {key: host_batch[key] for key in MODEL_KEYS if key in host_batch}
                 batch = partitioning.put_batch(inputs, mesh)
+                if step == start + 1 and jax.process_count() > 1:
+                    with partitioning.on_mesh(mesh), jax.transfer_guard("allow"):
+                        _compile_together((train_step, measure_health), state, batch)
                 vitals: dict[str, Any] = {}
                 with partitioning.on_mesh(mesh):
                     state, metrics = train_step(state, batch)
                     if _due(step, run.log.health_every_steps, run):
                         vitals = measure_health(state, batch)
+                    asked = vote.cast(bool(stop.asked))
                 finish()
-                pending = (step, metrics, vitals)
+                pending = (step, metrics, vitals, asked)
                 log.tick()
 
                 if step % run.checkpoint.every_steps == 0 or step == run.steps:
                     finish()  # a state that is saved is known to be finite
                     save(step)
-                if _due(step, run.log.images_every_steps, run) and is_main:
+                if _due(step, run.log.images_every_steps, run):
                     with log.pause("drawing"):
-                        _draw(log, workdir, run, objective, state, host_batch, step)
-                if stop.asked:
+                        params = fetch_model(step, "drawing")
+                        if is_main:
+                            _draw(log, workdir, Encoder(run, params, objective), host_batch, step)
+                stopping = stopping or (jax.process_count() == 1 and bool(stop.asked))
+                if stopping:
                     break
                 if run.eval.path and run.eval.every_steps and step % run.eval.every_steps == 0 and step < run.steps:
                     finish()
                     with log.pause("evaluating"):
-                        _evaluate(log, workdir, run, objective, state, step)
+                        evaluate(step)
             finish()
             step = int(jax.device_get(state["step"]))
-            if stop.asked:
+            if stopping:
                 save(step)
             if problem := checkpoints.wait():
                 log.warn(problem)
-            if stop.asked and step < run.steps:
-                log.say(f"stopped by {stop.asked} after step {step}; run the same command again to go on")
+            if stopping and step < run.steps:
+                who = stop.asked or "a signal to another process"
+                log.say(f"stopped by {who} after step {step}; run the same command again to go on")
                 return EXIT_FAILED if problem else EXIT_RESUME
-            if run.eval.path and is_main:
+            if run.eval.path:
                 with log.pause("evaluating"):
-                    _evaluate(log, workdir, run, objective, state, step)
+                    evaluate(step)
             if is_main:
                 write_json(workdir / "run.json", _describe(command, mesh, state) | {"totals": log.state()})
             if run.log.report and is_main:
                 log.say(f"report: {write_report(workdir)}")
+            distributed.meet("end")
             return EXIT_FAILED if problem else 0
     finally:
         batches.close()
         checkpoints.close()
+
+
+def _compile_together(programs: tuple[Any, ...], state: Any, batch: Any) -> None:
+    """Compile programs for (state, batch) once all processes are known to have the same ones, and wait for the last."""
+    lowered = [program.lower(state, batch) for program in programs]
+    text = "".join(each.as_text() for each in lowered)
+    distributed.agree({"program": hashlib.sha256(text.encode()).hexdigest()[:12]})
+    for each in lowered:
+        each.compile()
+    distributed.meet("compiled")
 
 
 def _due(step: int, every: int, run: RunConfig) -> bool:
@@ -261,13 +318,12 @@ def _claim(workdir: pathlib.Path, run: RunConfig, is_main: bool) -> dict[str, fl
     return json.loads(described.read_text()).get("totals", {}) if described.is_file() else {}
 
 
-def _draw(log: RunLog, workdir: pathlib.Path, run: RunConfig, objective: Any, state: Any, batch: Any, step: int):
+def _draw(log: RunLog, workdir: pathlib.Path, encoder: Encoder, batch: Any, step: int) -> None:
     """Masks on real frames and an animated PCA feature map of the batch's first clip."""
     first = jax.tree.map(lambda x: x[0], {key: batch[key] for key in ("video", "masks")})
-    image = pictures.mask_picture(first["video"], first["masks"], run.grid)
+    image = pictures.mask_picture(first["video"], first["masks"], encoder.run.grid)
     log.picture(step, "masks", image)
     pictures.save_picture(workdir, "masks", step, pictures.png(image))
-    encoder = Encoder(run, jax.device_get(objective.eval_params(state["params"], state["aux"])), objective)
     with jax.transfer_guard("allow"):
         features = np.asarray(encoder(first["video"]))
     frames = pictures.pca_frames(features, first["video"])
@@ -275,11 +331,9 @@ def _draw(log: RunLog, workdir: pathlib.Path, run: RunConfig, objective: Any, st
     pictures.save_picture(workdir, "pca", step, pictures.animation(frames))
 
 
-def _evaluate(log: RunLog, workdir: pathlib.Path, run: RunConfig, objective: Any, state: Any, step: int) -> None:
-    """Frozen probes of the trained encoder, with its baselines; prints and writes the table."""
-    params = jax.device_get(objective.eval_params(state["params"], state["aux"]))
+def _evaluate(log: RunLog, workdir: pathlib.Path, run: RunConfig, encoder: Encoder, step: int) -> None:
     with jax.transfer_guard("allow"):
-        rows = evals_run.evaluate(Encoder(run, params, objective), run.eval)
+        rows = evals_run.evaluate(encoder, run.eval)
     log.say(format_table(rows))
     for name in ("probes.json", f"probes_{step:08d}.json"):
         write_json(workdir / name, rows)
@@ -313,7 +367,6 @@ def _headline(run: RunConfig, videos: int, state: Any, setup: Setup, mesh: Any, 
 
 def _describe(command: str, mesh: Any, state: Any) -> dict[str, Any]:
     """What made this run: versions, devices, command, date."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "numpy")
     return {
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -321,8 +374,19 @@ def _describe(command: str, mesh: Any, state: Any) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
         "parameters": {name: num_parameters(tree) for name, tree in state["params"].items()},
-        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def _facts(run: RunConfig, mesh: Any) -> dict[str, str]:
+    """What must be the same on all hosts."""
+    config = hashlib.sha256(json.dumps(config_lib.to_dict(run), sort_keys=True).encode()).hexdigest()[:12]
+    return {"config": config, "mesh": str(dict(mesh.shape)), "backend": jax.default_backend(), **_versions()}
 
 
 def _warn(text: str) -> None:
