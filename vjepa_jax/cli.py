@@ -1,6 +1,8 @@
 """The `vjepa` command. A verb imports its module only when it is called, so that help is instant."""
 
 import argparse
+import contextlib
+import itertools
 import json
 import shlex
 import sys
@@ -12,7 +14,8 @@ HELP = """usage: vjepa VERB [options]
   report   write RUN/report.html:    vjepa report --workdir RUN
   models   list the V-JEPA family:   vjepa models
   convert  weights in and out:       vjepa convert vitl.pt runs/vitl
-  data     make the embedded world:  vjepa data world --out DIR
+  compile  for TPUs not here:        vjepa compile --config FILE --topology v5e:4x4
+  data     make, check, show shards: vjepa data shard videos shards
   bench    measure, one JSON a line: vjepa bench masks
 
 `vjepa VERB --help` shows options and an example."""
@@ -24,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a verb. Returns the exit code: 0 done, 1 failed, 2 bad usage or configuration, 75 stopped and saved."""
     argv = sys.argv[1:] if argv is None else argv
     verbs = {"train": _train, "eval": _eval, "report": _report, "models": _models, "convert": _convert}
-    verbs |= {"data": _data, "bench": _bench}
+    verbs |= {"compile": _compile, "data": _data, "bench": _bench}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP)
         return 0 if argv else USAGE_ERROR
@@ -58,6 +61,13 @@ def _train(argv: list[str]) -> int:
         "--config", required=True, metavar="FILE[:ARG]", help="config file; override keys with --config.KEY=VALUE"
     )
     parser.add_argument("--workdir", metavar="DIR", help="folder of the run: checkpoints, metrics, report")
+    parser.add_argument(
+        "--distributed",
+        nargs="?",
+        const="auto",
+        metavar="HOST:PORT,INDEX,COUNT",
+        help="one of several processes; without a value on Cloud TPU, SLURM, Kubernetes, Open MPI",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what the run would cost, and do nothing")
     parser.add_argument("--devices", type=int, metavar="N", help="with --dry-run: of so many; default: those here")
     parser.add_argument("--chip", default="h100", help="with --dry-run: h100, h200, a100, v4, v5e, v5p, v6e")
@@ -74,10 +84,12 @@ def _train(argv: list[str]) -> int:
         return _dry_run(runs, options)
     _quiet_flags()
     from vjepa_jax import stages, train
+    from vjepa_jax.parallel import distributed
     from vjepa_jax.training.spikes import LossSpikeError
 
     try:
-        return stages.train(runs, options.workdir, command=shlex.join(["vjepa", "train", *argv]))
+        with distributed.member(options.distributed) if options.distributed else contextlib.nullcontext():
+            return stages.train(runs, options.workdir, command=shlex.join(["vjepa", "train", *argv]))
     except (train.NonFiniteLossError, LossSpikeError) as error:
         print(f"vjepa train: {error}", file=sys.stderr)
         return train.EXIT_FAILED
@@ -181,14 +193,57 @@ def _convert(argv: list[str]) -> int:
     return encoder.convert(options)
 
 
-DATA_HELP = """usage: vjepa data world --out DIR [options]
+def _compile(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vjepa compile",
+        description="Compile the training step for TPUs that are not here: whether it fits, memory of a chip, "
+        "collectives, and the least time that a step takes. Needs libtpu, and no TPU.",
+        epilog="example: vjepa compile --config experiments/pretrain/vjepa2.py:vitl --topology v5e:16x16 "
+        "--config.mesh.replica=16",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="config file; override keys with --config.KEY=VALUE"
+    )
+    parser.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:4x4x4, v6e:16x16, ...")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them, over the data centre")
+    parser.add_argument("--search", action="store_true", help="the largest batch that fits for each model.remat")
+    parser.add_argument("--json", action="store_true", help="one JSON object an attempt, as each is done")
+    options, overrides = parser.parse_known_args(argv)
+    _reject_unknown(parser, overrides)
+    import os
 
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, jax would look for a TPU
+    from vjepa_jax import ahead, config_file
+    from vjepa_jax.parallel.compile import Topology
+
+    topology, rows = Topology(options.topology, options.slices), []
+    for name, run in config_file.load_stages(options.config, overrides):
+        for row in ahead.search(name, run, topology) if options.search else [ahead.describe(name, run, topology)]:
+            rows.append(row)
+            if options.json:
+                print(json.dumps(row), flush=True)
+    if not options.json:
+        print(ahead.format_rows(rows))
+    enough = any if options.search else all
+    return 0 if enough(row["fits"] for row in rows) else 1
+
+
+DATA_HELP = """usage: vjepa data index | shard | check | show | tfds | world [options]
+
+  index    look at every video of a folder or manifest, write an index that opens at once
+  shard    write videos into ArrayRecord shards with an index, encoded anew on request
+  check    decode everything, compare checksums, name what is broken
+  show     draw clips as training gets them, with their masks
+  tfds     make a dataset of TensorFlow Datasets of a source, without TensorFlow
   world    write the embedded world of moving shapes as H.264 files
 
-example: vjepa data world --out runs/world"""
+example: vjepa data shard videos shards --short-side 256 --gop 12"""
 
-BENCH_HELP = """usage: vjepa bench masks | predictor [options]
+BENCH_HELP = """usage: vjepa bench data | index | masks | predictor [options]
 
+  data       clips a second of this pipeline, of PyAV, decord2 and OpenCV, and where the time goes
+  index      time and memory to open an index of many videos
   masks      time to draw the masks of a batch on the host
   predictor  time and FLOPs of the published predictor and of the cross-attention one
 
@@ -196,21 +251,70 @@ example: vjepa bench predictor --variant vit_small --frames 16 --resolution 128 
 
 
 def _data(argv: list[str]) -> int:
-    if (code := _part("data", argv, ("world",), DATA_HELP)) is not None:
+    if (code := _part("data", argv, ("index", "shard", "check", "show", "tfds", "world"), DATA_HELP)) is not None:
         return code
-    from data_pipelines import world
+    parser = argparse.ArgumentParser(prog=f"vjepa data {argv[0]}", allow_abbrev=False)
+    if argv[0] == "world":
+        from data_pipelines import world
 
-    parser = argparse.ArgumentParser(prog="vjepa data world", allow_abbrev=False)
-    world.add_arguments(parser)
-    world.run(parser.parse_args(argv[1:]))
+        world.add_arguments(parser)
+        world.run(parser.parse_args(argv[1:]))
+        return 0
+    if argv[0] == "show":
+        return _show(parser, argv[1:])
+    if argv[0] == "tfds":
+        from data_pipelines import tfds_builder
+
+        tfds_builder.add_arguments(parser)
+        return tfds_builder.run(parser.parse_args(argv[1:]))
+    from data_pipelines import data_cli
+
+    add_arguments, run = data_cli.VERBS[argv[0]]
+    add_arguments(parser)
+    return run(parser.parse_args(argv[1:]))
+
+
+def _show(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    from data_pipelines import contact_sheet
+    from vjepa_jax import config_file
+    from vjepa_jax.training.pictures import mask_picture
+
+    contact_sheet.add_arguments(parser)
+    options, overrides = parser.parse_known_args(argv)
+    _reject_unknown(parser, overrides)
+    if options.config:
+        run = config_file.load(options.config, [*overrides, f"--config.data.path={options.src}"])
+    elif overrides:
+        parser.error(f"{overrides[0]} overrides a key of a config file: name one with --config FILE")
+    else:
+        run = contact_sheet.default_run(options.src)
+    _quiet_flags()
+    contact_sheet.write_sheet(run, options.clips, options.dst, mask_picture)
+    print(options.dst)
     return 0
 
 
 def _bench(argv: list[str]) -> int:
-    if (code := _part("bench", argv, ("masks", "predictor"), BENCH_HELP)) is not None:
+    if (code := _part("bench", argv, ("data", "index", "masks", "predictor"), BENCH_HELP)) is not None:
         return code
     parser = argparse.ArgumentParser(prog=f"vjepa bench {argv[0]}", allow_abbrev=False)
-    if argv[0] == "masks":
+    if argv[0] == "data":
+        parser.add_argument("--quick", action="store_true", help="one round and one distance of key frames")
+        parser.add_argument("--source", default="", metavar="DIR", help="videos to measure with; default: shapes")
+        options = parser.parse_args(argv[1:])
+        _quiet_flags()
+        from data_pipelines import decode_bench
+        from vjepa_jax import bench
+
+        records = itertools.chain(decode_bench.benchmark(**vars(options)), bench.transfer())
+    elif argv[0] == "index":
+        parser.add_argument("--rows", type=int, default=20_000_000)
+        parser.add_argument("--folder", help="where the index is written for a while, 350 bytes a row")
+        options = parser.parse_args(argv[1:])
+        from data_pipelines import index_bench
+
+        records = iter([index_bench.benchmark(**vars(options))])
+    elif argv[0] == "masks":
         parser.parse_args(argv[1:])
         from data_pipelines import masking_bench
 

@@ -17,14 +17,9 @@ from vjepa_jax.config import ConfigError, ModelConfig, RunConfig
 from vjepa_jax.models.family import align
 from vjepa_jax.models.variants import ViTSize, encoder_size, predictor_size
 from vjepa_jax.parallel import partitioning
+from vjepa_jax.parallel.chips import GIB, chip
 from vjepa_jax.train import Setup, prepare
-from vjepa_jax.training.metrics import peak_flops
 from vjepa_jax.training.state import num_parameters
-
-GIB = 1024.0**3
-NVIDIA = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200", "a100": "NVIDIA A100-SXM4-80GB"}
-TPU = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}
-CHIPS = NVIDIA | TPU  # by the names that jax.Device.device_kind has for them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +31,7 @@ class Machine:
     mfu: float = 0.35
 
     def __post_init__(self):
-        if self.chip not in CHIPS:
-            raise ConfigError(f"--chip {self.chip} is not one of {', '.join(CHIPS)}")
+        chip(self.chip)
         if self.devices < 1:
             raise ConfigError(f"--devices {self.devices} must be at least 1")
         if not 0.0 < self.mfu <= 1.0:
@@ -46,7 +40,7 @@ class Machine:
     @property
     def flops(self) -> float:
         """FLOP/s that one device is assumed to reach."""
-        return self.mfu * peak_flops(CHIPS[self.chip])
+        return self.mfu * chip(self.chip).flops
 
 
 def describe(name: str, run: RunConfig, machine: Machine) -> dict[str, Any]:
@@ -71,7 +65,7 @@ def describe(name: str, run: RunConfig, machine: Machine) -> dict[str, Any]:
         "tokens": math.prod(run.grid),
         "budgets": [list(budget) for budget in setup.plan.budgets],
         "batch_size": run.batch_size,
-        "images_a_step": run.images.batch_size if run.images else 0,
+        "streams": {name: stream.batch_size for name, stream in run.all_streams.items()},
         "steps": run.steps,
         "clips": run.steps * run.batch_size,
         "flops_per_clip": setup.clip_flops,
@@ -94,9 +88,9 @@ def _memory(run: RunConfig, setup: Setup, mesh: AbstractMesh, machine: Machine) 
         return float(sum(math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize for a, s in pairs))
 
     shards = run.optim.accumulate * math.prod(mesh.shape[axis] for axis in partitioning.BATCH_AXES)
-    streams = [(run, setup.plan), (run.images_run, setup.image_plan)]
-    fused = machine.chip in NVIDIA and run.model.attention != "xla" and run.model.dtype == "bfloat16"
-    activations = sum(r.batch_size / shards * clip_activations(r, plan, fused) for r, plan in streams if plan)
+    streams = [(run, setup.plan), *((r, setup.stream_plans[name]) for name, r in run.stream_runs.items())]
+    fused = run.model.attention != "xla" and run.model.dtype == "bfloat16"  # cuDNN or splash
+    activations = sum(r.batch_size / shards * clip_activations(r, plan, fused) for r, plan in streams)
     parts = {
         "parameters": shard("params"),
         "target": shard("aux"),
@@ -163,8 +157,8 @@ def format_plan(rows: list[dict[str, Any]]) -> str:
     add("FLOP a clip", lambda r: f"{r['flops_per_clip'] / 1e12:.3g} T")
     add("FLOP a step", lambda r: f"{r['flops_per_step'] / 1e15:.3g} P")
     add("steps x clips a step", lambda r: f"{r['steps']:,} x {r['batch_size']:,}")
-    if any(r["images_a_step"] for r in rows):
-        add("images a step", lambda r: f"{r['images_a_step']:,}")
+    for name in dict.fromkeys(name for r in rows for name in r["streams"]):
+        add(f"{name} a step", lambda r, name=name: f"{r['streams'].get(name, 0):,}")
     add("clips", lambda r: f"{r['clips']:,}")
     for part in first["gib_per_device"]:
         add(f"memory, {part.replace('_', ', ')}", lambda r, part=part: gib(r, part))

@@ -16,6 +16,7 @@ from vjepa_jax.models.vit import (
     IMAGE,
     ROPE_MODES,
     SINCOS_AXES,
+    TOKENS,
     VIDEO,
     CrossBlock,
     make_block,
@@ -55,7 +56,7 @@ class Predictor(nn.Module):
     ):
         model, size = self.model, predictor_size(self.model)
         cfg, dtype = model.predictor, jnp.dtype(model.dtype)
-        context_BCE = self._embed(context_BCD)
+        context_BCE = nn.with_logical_constraint(self._embed(context_BCD), TOKENS)
         tokens = self.param("mask_tokens", nn.initializers.zeros, (cfg.num_mask_tokens, size.embed_dim), jnp.float32)
         query = tokens[mask_index % cfg.num_mask_tokens].astype(dtype)
         queries_BME = jnp.broadcast_to(query, (*target_ids_BM.shape, size.embed_dim))
@@ -66,6 +67,7 @@ class Predictor(nn.Module):
         if model.position in SINCOS_AXES:
             table = jnp.asarray(sincos_table(size.embed_dim, grid, SINCOS_AXES[model.position]), dtype)
             context_BCE, queries_BME = context_BCE + table[context_ids_BC], queries_BME + table[target_ids_BM]
+        queries_BME = nn.with_logical_constraint(queries_BME, TOKENS)
         run = self._joint if cfg.kind == "joint" else self._cross
         context_BCE, queries_BME = run(
             context_BCE, queries_BME, context_ids_BC, target_ids_BM, grid, context_valid_BC, target_valid_BM
@@ -88,11 +90,12 @@ class Predictor(nn.Module):
     def _rope(self, ids_BN, grid: Grid):
         if self.model.position in SINCOS_AXES:
             return None
+        ids_BN = nn.with_logical_constraint(ids_BN, ("batch", "token"))
         return rope_tables(ids_BN, grid, predictor_size(self.model).head_dim, ROPE_MODES[self.model.position])
 
     def _joint(self, context_BCE, queries_BME, context_ids_BC, target_ids_BM, grid, context_valid_BC, target_valid_BM):
         """Self-attention over context and mask tokens together."""
-        x_BNE = jnp.concatenate([context_BCE, queries_BME], axis=1)
+        x_BNE = nn.with_logical_constraint(jnp.concatenate([context_BCE, queries_BME], axis=1), TOKENS)
         rope = self._rope(jnp.concatenate([context_ids_BC, target_ids_BM], axis=1), grid)
         valid_BN = None
         if context_valid_BC is not None:

@@ -5,6 +5,9 @@ K head size, L levels.
 
 Blocks are stacked on a leading axis of their parameters, whether the layers are scanned or unrolled. No position
 parameters: tokens carry their ids, so that a masked or longer or non-square clip keeps its true positions.
+
+Activations are placed on the mesh by the logical names of their axes (parallel/partitioning.py); without one, that does
+nothing.
 """
 
 import functools
@@ -25,6 +28,7 @@ from vjepa_jax.ops.tokens import all_ids
 EPS = 1e-6  # of every LayerNorm of encoder and predictor
 IMAGE, VIDEO = 0, 1  # rows of the modality embeddings
 Rope = tuple[jax.Array, jax.Array]
+TOKENS = ("batch", "token", None)  # logical axes of activations [B, N, D]
 
 weight_init = nn.initializers.normal(0.02)
 modality_init = nn.initializers.normal(1e-6)
@@ -50,6 +54,7 @@ class Block(nn.Module):
     def __call__(self, x_BND, rope: Rope | None = None, valid_BN=None, mask_NN=None):
         heads = (3, self.size.num_heads, self.size.head_dim)
         qkv = self.dense(features=heads, name="qkv")(self.norm(name="norm1")(x_BND))
+        qkv = nn.with_logical_constraint(qkv, ("batch", "token", None, "heads", None))
         x_BND = self.attend(x_BND, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], rope, rope, valid_BN, mask_NN)
         return self.mlp(x_BND)
 
@@ -66,7 +71,8 @@ class Block(nn.Module):
         if q_rope is not None:
             q_BNHK, k_BMHK = apply_rope(q_BNHK, *q_rope), apply_rope(k_BMHK, *k_rope)
         y_BNHK = attention(q_BNHK, k_BMHK, v_BMHK, valid_BM=valid_BM, mask_NM=mask_NM, implementation=self.attention)
-        return x_BND + self.dense(features=self.size.embed_dim, axis=(-2, -1), name="proj")(y_BNHK)
+        y_BND = self.dense(features=self.size.embed_dim, axis=(-2, -1), name="proj")(y_BNHK)
+        return nn.with_logical_constraint(x_BND + y_BND, TOKENS)
 
     def mlp(self, x_BND):
         """x + MLP(LN(x)): fc2(gelu(fc1 x)), or fc3(silu(fc1 x) * fc2 x) for SwiGLU, named as published."""
@@ -76,8 +82,9 @@ class Block(nn.Module):
             hidden = nn.silu(hidden) * self.dense(features=self.size.mlp_dim, name="fc2")(normed)
         else:
             hidden = nn.gelu(hidden, approximate=self.gelu == "tanh")
+        hidden = nn.with_logical_constraint(hidden, ("batch", "token", "mlp"))
         x_BND = x_BND + self.dense(features=self.size.embed_dim, name=f"fc{self.size.mlp_linears}")(hidden)
-        return nn.with_logical_constraint(x_BND, ("batch", "token", None))
+        return nn.with_logical_constraint(x_BND, TOKENS)
 
 
 class CrossBlock(Block):
@@ -89,6 +96,7 @@ class CrossBlock(Block):
         heads = (self.size.num_heads, self.size.head_dim)
         q_BMHK = self.dense(features=heads, name="query")(self.norm(name="norm1")(x_BMD))
         kv = self.dense(features=(2, *heads), name="kv")(self.norm(name="norm_context")(context_BCD))
+        kv = nn.with_logical_constraint(kv, ("batch", "token", None, "heads", None))
         q_rope, k_rope = ropes or (None, None)
         x_BMD = self.attend(x_BMD, q_BMHK, kv[:, :, 0], kv[:, :, 1], q_rope, k_rope, valid_BC)
         return self.mlp(x_BMD)
@@ -183,7 +191,8 @@ class Encoder(nn.Module):
         model, size = self.model, encoder_size(self.model)
         if ids_BN is None:
             ids_BN = all_ids(*patches_BNP.shape[:2])
-        x_BND = self._embed(patches_BNP, image)
+        ids_BN = nn.with_logical_constraint(ids_BN, ("batch", "token"))
+        x_BND = nn.with_logical_constraint(self._embed(patches_BNP, image), TOKENS)
         rope = None
         if model.position in SINCOS_AXES:
             table = sincos_table(size.embed_dim, grid, SINCOS_AXES[model.position])

@@ -1,23 +1,39 @@
 """One attention function; the kernel is chosen behind it.
 
+On a mesh (parallel/partitioning.py) batch, queries and heads are divided among the devices; every device gets all keys
+and values of its heads. Attention is not causal, so that all shares cost the same.
+
 Shape suffixes: B batch, N query tokens, M key tokens, H heads, K head size.
 """
 
 import math
+from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
-IMPLEMENTATIONS = ("xla", "cudnn")
+IMPLEMENTATIONS = ("xla", "cudnn", "splash")
+SPLASH_LANES, SPLASH_BLOCKS = 128, (384, 512, 640)  # sizes of its blocks: multiples of the one
+QUERIES = ("batch", "token", "heads", None)  # logical axes of queries and outputs
+KEYS = ("batch", None, "heads", None)  # of keys and values
 
 
 def resolve(implementation: str, dtype: jnp.dtype, head_dim: int) -> str:
-    """The kernel that "auto" stands for: cuDNN on NVIDIA for 16-bit inputs with a head size it takes, else XLA."""
+    """The kernel that "auto" stands for: cuDNN on NVIDIA and splash on TPU, for 16-bit inputs of a head size that these
+    take; else XLA."""
     if implementation != "auto":
         return implementation
     sixteen_bit = dtype in (jnp.bfloat16, jnp.float16)
     fits = head_dim % 8 == 0 and head_dim <= 128
-    return "cudnn" if jax.default_backend() == "gpu" and sixteen_bit and fits else "xla"
+    return {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla") if sixteen_bit and fits else "xla"
+
+
+def platform() -> str:
+    """What the caller is traced for: the devices of its mesh, which need not be here (ahead.py), or those of jax."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def attention(
@@ -35,20 +51,20 @@ def attention(
       q_BNHK, k_BMHK, v_BMHK: queries, keys and values, one dtype.
       valid_BM: bool; keys that may be attended to (False for padding). None: all.
       mask_NM: bool; which query may attend to which key, the same for all rows and heads. None: all to all.
-      implementation: auto, xla (any device, and the oracle), cudnn (NVIDIA, 16-bit).
+      implementation: auto, xla (any device, and the oracle), cudnn (NVIDIA, 16-bit), splash (TPU; elsewhere it is
+        interpreted, slowly). With a mask_NM, and for fewer than 128 queries or keys, splash gives way to xla.
 
     Returns:
       [B, N, H, K] in the dtype of q; the softmax is taken in float32.
     """
     kernel = resolve(implementation, q_BNHK.dtype, q_BNHK.shape[-1])
-    allowed = _allowed(valid_BM, mask_NM)
+    q_BNHK = nn.with_logical_constraint(q_BNHK, QUERIES)
+    k_BMHK, v_BMHK = (nn.with_logical_constraint(x, KEYS) for x in (k_BMHK, v_BMHK))
     if kernel == "xla":
-        return _xla(q_BNHK, k_BMHK, v_BMHK, allowed)
-    if kernel != "cudnn":
+        return nn.with_logical_constraint(_xla(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM), QUERIES)
+    if kernel not in _KERNELS:
         raise ValueError(f"attention={implementation!r} is not one of auto, {', '.join(IMPLEMENTATIONS)}")
-    if allowed is not None:
-        allowed = jnp.broadcast_to(allowed, (len(allowed), 1, q_BNHK.shape[1], k_BMHK.shape[1]))
-    return jax.nn.dot_product_attention(q_BNHK, k_BMHK, v_BMHK, mask=allowed, implementation="cudnn")
+    return _on_shards(_KERNELS[kernel], q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM)
 
 
 def block_causal_mask(num_blocks: int, block_size: int) -> jax.Array:
@@ -66,10 +82,78 @@ def _allowed(valid_BM, mask_NM) -> jax.Array | None:
     return mask_NM[None, None] if valid is None else valid & mask_NM
 
 
-def _xla(q_BNHK, k_BMHK, v_BMHK, allowed):
+def _on_shards(kernel: Callable[..., jax.Array], q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM) -> jax.Array:
+    """`kernel`, which XLA cannot divide, on every device's own share of batch, queries and heads.
+
+    What the mesh does not divide evenly (the two tokens with which parameters are made) goes to XLA.
+    """
+    arrays, mesh = (q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM), jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:
+        return kernel(*arrays)
+    queries, keys = nn.logical_to_mesh_axes(QUERIES), nn.logical_to_mesh_axes(KEYS)
+    try:
+        NamedSharding(mesh, queries).shard_shape(q_BNHK.shape)
+    except ValueError:
+        return _xla(*arrays)
+    specs = (queries, keys, keys, PartitionSpec(queries[0]), PartitionSpec(queries[1]))
+    return jax.shard_map(kernel, in_specs=specs, out_specs=queries, check_vma=False)(*arrays)
+
+
+def _cudnn(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
+    allowed = _allowed(valid_BM, mask_NM)
+    if allowed is not None:
+        allowed = jnp.broadcast_to(allowed, (len(allowed), 1, q_BNHK.shape[1], k_BMHK.shape[1]))
+    return jax.nn.dot_product_attention(q_BNHK, k_BMHK, v_BMHK, mask=allowed, implementation="cudnn")
+
+
+def _xla(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
     scale = 1.0 / math.sqrt(q_BNHK.shape[-1])
     logits_BHNM = jnp.einsum("BNHK,BMHK->BHNM", q_BNHK * scale, k_BMHK, preferred_element_type=jnp.float32)
+    allowed = _allowed(valid_BM, mask_NM)
     if allowed is not None:
         logits_BHNM = jnp.where(allowed, logits_BHNM, -1e30)
     weights_BHNM = jax.nn.softmax(logits_BHNM, axis=-1).astype(v_BMHK.dtype)
     return jnp.einsum("BHNM,BMHK->BNHK", weights_BHNM, v_BMHK)
+
+
+def _splash(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
+    """Tokens are padded to whole blocks. Padding is a segment of its own among the keys, so that no query sees it, and
+    what it asks for is cut off."""
+    batch, num_queries, num_heads, head_dim = q_BNHK.shape
+    num_keys = k_BMHK.shape[1]
+    if mask_NM is not None or min(num_queries, num_keys) < SPLASH_LANES:
+        return _xla(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM)
+    from jax.experimental.pallas.ops.tpu import splash_attention  # only where it is used: 0.2 s, and experimental
+
+    (block_q, all_queries), (block_k, all_keys) = splash_blocks(num_queries), splash_blocks(num_keys)
+    segments = None
+    if valid_BM is not None or all_keys > num_keys:
+        valid_BM = jnp.ones((batch, num_keys), bool) if valid_BM is None else valid_BM
+        valid_BM = jnp.pad(valid_BM, ((0, 0), (0, all_keys - num_keys)))
+        ones = jnp.ones((batch, all_queries), jnp.int32)
+        segments = splash_attention.SegmentIds(ones, valid_BM.astype(jnp.int32))
+    heads_first = lambda x, count: jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, count - x.shape[1]), (0, 0)))
+    kernel = splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([splash_attention.FullMask((all_queries, all_keys))] * num_heads),
+        block_sizes=splash_attention.BlockSizes(
+            *(block_q, block_k, block_k), *(block_q, block_k, block_k), *(block_q, block_k)
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=platform() != "tpu",
+    )
+    q_BHNK = heads_first(q_BNHK * (1.0 / math.sqrt(head_dim)), all_queries)
+    y_BHNK = jax.vmap(kernel)(q_BHNK, heads_first(k_BMHK, all_keys), heads_first(v_BMHK, all_keys), segments)
+    return y_BHNK[:, :, :num_queries].swapaxes(1, 2)
+
+
+def splash_blocks(tokens: int) -> tuple[int, int]:
+    """Block size and padded count for so many tokens: one block where it holds them, else the size with the least
+    padding, of equals the largest."""
+    whole = -(-tokens // SPLASH_LANES) * SPLASH_LANES
+    sizes = (whole,) if whole <= SPLASH_BLOCKS[0] else SPLASH_BLOCKS
+    padded, block = min((-(-tokens // size) * size, -size) for size in sizes)
+    return -block, padded
+
+
+_KERNELS = {"cudnn": _cudnn, "splash": _splash}

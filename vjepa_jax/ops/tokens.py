@@ -3,13 +3,15 @@
 Shape suffixes: B batch, N tokens, K kept tokens, D channels, T Y X the token grid.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 
 def gather_tokens(x_BND: jax.Array, ids_BK: jax.Array) -> jax.Array:
-    """The tokens `ids_BK` of each row, [B, K, D]."""
-    return jnp.take_along_axis(x_BND, ids_BK[:, :, None], axis=1)
+    """The tokens `ids_BK` of each row, [B, K, D]; on a mesh each device takes its share of K from all of x."""
+    x_BND = nn.with_logical_constraint(x_BND, ("batch", None, None))
+    return nn.with_logical_constraint(jnp.take_along_axis(x_BND, ids_BK[:, :, None], axis=1), ("batch", "token", None))
 
 
 def all_ids(batch: int, num_tokens: int) -> jax.Array:

@@ -2,21 +2,26 @@
 
 Mesh axes, from the slowest network to the fastest: replica (copies of everything), fsdp (parameters, optimiser,
 target and batch), context (tokens), tensor (heads and MLP). Arrays get logical axis names by their own name; `RULES`
-maps these to mesh axes. The target encoder and the optimiser moments follow the parameters they belong to.
+maps these to mesh axes. The target encoder and the optimiser moments follow the parameters they belong to. Activations
+are named where they are made (models/, ops/): every sequence is cut over context, and only the keys and values of an
+attention, the patches and the targets are gathered from it.
 """
 
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vjepa_jax.config import ConfigError, MeshConfig, RunConfig
+from vjepa_jax.models.variants import encoder_size, predictor_size
 
 AXES = ("replica", "fsdp", "context", "tensor")
 BATCH_AXES = ("replica", "fsdp")
@@ -33,7 +38,7 @@ RULES: dict[str, Any] = {
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks/qkv/kernel$", (None, "embed", None, "heads", None)),
     (r"blocks/proj/kernel$", (None, "heads", None, "embed")),
-    (r"blocks/fc1/kernel$", (None, "embed", "mlp")),
+    (r"blocks/(fc1|gate)/kernel$", (None, "embed", "mlp")),
     (r"blocks/fc2/kernel$", (None, "mlp", "embed")),
     (r"blocks/query/kernel$", (None, "embed", "heads", None)),
     (r"blocks/kv/kernel$", (None, "embed", None, "heads", None)),
@@ -45,11 +50,35 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The device mesh. Raises ConfigError where the axes do not multiply to the number of devices."""
+    """The device mesh. Raises ConfigError where the axes do not multiply to the number of devices or fit no slices."""
     devices = jax.devices() if devices is None else devices
-    sizes = mesh_sizes(config, len(devices))
-    array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    array = arrange(mesh_sizes(config, len(devices)), devices)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices as an array of shape `sizes`, neighbours in the network next to each other.
+
+    Slices (jax.Device.slice_index), which a slow network joins, are divided over replica as far as that goes, and over
+    fsdp for the rest: context and tensor stay inside a slice.
+
+    Raises:
+      ConfigError: the slices are uneven, or replica * fsdp cannot be divided among them.
+    """
+    slices = Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(slices) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if len(set(slices.values())) > 1:
+        raise ConfigError(f"the slices have {sorted(slices.values())} devices: use slices of one size")
+    replica = math.gcd(sizes[0], len(slices))
+    slow = [replica, len(slices) // replica, 1, 1]
+    if sizes[1] % slow[1]:
+        raise ConfigError(
+            f"mesh.replica={sizes[0]}, mesh.fsdp={sizes[1]} cannot be divided among {len(slices)} slices of "
+            f"{len(devices) // len(slices)} devices: set mesh.replica={len(slices)}, and context * tensor to fit in one"
+        )
+    fast = [size // parts for size, parts in zip(sizes, slow, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(fast, slow, devices, allow_split_physical_axes=True)
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
@@ -74,17 +103,51 @@ def mesh_sizes(config: MeshConfig, devices: int) -> list[int]:
 def check_batch(run: RunConfig, mesh: Mesh) -> None:
     """Raises ConfigError where a micro-batch does not divide over the data axes of the mesh."""
     shards = math.prod(mesh.shape[a] for a in BATCH_AXES)
-    if run.images is not None:
+    for name, stream in run.stream_runs.items():
         try:
-            check_batch(run.images_run, mesh)
+            check_batch(stream, mesh)
         except ConfigError as error:
-            raise ConfigError(f"images: {error}") from error
+            raise ConfigError(f"{name}: {error}") from error
     micro = run.batch_size // run.optim.accumulate
     if micro % shards:
         name = "batch_size" if run.optim.accumulate == 1 else "batch_size / optim.accumulate"
         raise ConfigError(
             f"{name} = {micro} is not divisible by mesh.replica * mesh.fsdp = {shards}: "
             f"use a multiple of {shards * run.optim.accumulate}"
+        )
+
+
+def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh, budgets: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+    """Raises ConfigError where an axis of the mesh does not divide what it cuts: the micro-batch over replica and fsdp,
+    heads and MLPs over tensor, every sequence of tokens over context.
+
+    Args:
+      budgets: (context, target) tokens of every predicted set, of the main stream under "" and of others by name.
+    """
+    check_batch(run, mesh)
+    models = {"": run.model} | ({"teacher's ": run.teacher.model} if run.teacher else {})
+    towers = {f"the {of}encoder": encoder_size(model) for of, model in models.items()}
+    towers["the predictor"] = predictor_size(run.model)
+    cut = {f"heads of {name}": size.num_heads for name, size in towers.items()}
+    cut |= {f"MLP channels of {name}": size.mlp_dim for name, size in towers.items()}
+    _check_axis(mesh, "tensor", cut, "and more of the other axes")
+
+    cut = {f"CLS and register tokens of the {of}encoder": m.registers + m.cls_token for of, m in models.items()}
+    for name, stream in ({"": run} | run.stream_runs).items():
+        where = f" of {name}" if name else ""
+        cut[f"tokens of a clip{where}"] = math.prod(stream.grid)
+        for i, (context, target) in enumerate(budgets[name]):
+            cut |= {f"context tokens of mask {i}{where}": context, f"target tokens of mask {i}{where}": target}
+    _check_axis(mesh, "context", cut, "or masks.groups with budgets that divide")
+
+
+def _check_axis(mesh: Mesh | AbstractMesh, axis: str, cut: Mapping[str, int], advice: str) -> None:
+    """Raises ConfigError where mesh.`axis` does not divide all the sizes of `cut`, with the numbers that would."""
+    size, common = mesh.shape[axis], math.gcd(*cut.values())
+    if bad := [f"{count} {what}" for what, count in cut.items() if count % size]:
+        fitting = [str(n) for n in range(1, common + 1) if common % n == 0 and mesh.size % n == 0]
+        raise ConfigError(
+            f"mesh.{axis}={size} does not divide {', '.join(bad)}: use mesh.{axis}={' or '.join(fitting)} {advice}"
         )
 
 
@@ -101,9 +164,13 @@ def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 def state_shardings(abstract: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf of a state or parameter tree."""
+    name_of = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    names = {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)}
 
     def decide(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = name_of(path)
+        if "/fc2/" in name and name.replace("/fc2/", "/fc3/") in names:
+            name = name.replace("/fc2/", "/gate/")  # of a SwiGLU, whose output is fc3
         return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(decide, abstract)
@@ -122,7 +189,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows as part of the global batch on the devices."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    with jax.transfer_guard_host_to_device("allow"):  # of several processes, this one counts as a hidden transfer
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 @contextlib.contextmanager
