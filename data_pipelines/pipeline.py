@@ -154,8 +154,8 @@ def eval_batches(
     buffer_size: int = 2,
     ledger: str | None = None,
 ) -> Iterator[Batch]:
-    """Every video once, in order: the middle clip, or that of each of `segments` equal parts; the centre crop, or `views`
-    crops side by side (augment.view_boxes).
+    """Every video once, in order: the middle clip, or that of each of `segments` equal parts; the centre crop, or
+    `views` crops side by side (augment.view_boxes).
 
     Rows with index -1 hold no video: they fill up the last batch, or stand for a video that cannot be decoded (then
     substituted is 1). So shapes never change, and row r of batch b is video b * batch_size + r or nothing.
