@@ -7,6 +7,8 @@ REPO = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Threads of the CPU backend: with one a device, as on a small machine, waiting collectives can occupy them all.
+os.environ.setdefault("NPROC", "64")
 # Many tests, and the processes they start, compile the same tiny programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -49,8 +49,8 @@ def describe(name: str, run: RunConfig, topology: Topology) -> dict[str, Any]:
     """
     devices = topology.devices()
     mesh = partitioning.make_mesh(run.mesh, devices)
-    partitioning.check_batch(run, mesh)
     setup = prepare(run)
+    partitioning.check_mesh(run, mesh, setup.budgets)
     outcome = compile_program(lower(run, setup, mesh))
     memory = outcome.memory or {"total": outcome.needed}
     row = {

@@ -50,8 +50,8 @@ def describe(name: str, run: RunConfig, machine: Machine) -> dict[str, Any]:
       ConfigError: what is wrong with the config, or with its mesh on this number of devices.
     """
     mesh = partitioning.abstract_mesh(run.mesh, machine.devices)
-    partitioning.check_batch(run, mesh)
     setup = prepare(run)
+    partitioning.check_mesh(run, mesh, setup.budgets)
     seconds = run.steps * setup.step_flops / machine.flops
     memory = _memory(run, setup, mesh, machine)
     return {

@@ -78,7 +78,7 @@ def _check_ladder(stages: list[tuple[str, RunConfig]], folders: list[pathlib.Pat
         try:
             train_lib.check_folder(folder, run)
             setup = train_lib.prepare(run)
-            train_lib.open_mesh_and_data(run)
+            train_lib.open_mesh_and_data(run, setup)
         except ConfigError as error:
             raise ConfigError(f"stage {name!r}: {error}") from error
         shapes = jax.tree.map(lambda x: x.shape, (setup.abstract["params"], setup.abstract["aux"]))

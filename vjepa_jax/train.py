@@ -58,6 +58,11 @@ class Setup:
     step_flops: float  # with the further streams
     abstract: Any  # shapes of the training state
 
+    @property
+    def budgets(self) -> dict[str, list[tuple[int, int]]]:
+        """(context, target) tokens of every mask group, by stream; "" is the main one."""
+        return {name: plan.budgets for name, plan in ({"": self.plan} | self.stream_plans).items()}
+
 
 def prepare(run: RunConfig) -> Setup:
     """Everything of a run that needs neither devices nor data. Raises ConfigError."""
@@ -84,10 +89,10 @@ def jit_step(run: RunConfig, setup: Setup, mesh: jax.sharding.Mesh) -> Any:
     )
 
 
-def open_mesh_and_data(run: RunConfig) -> tuple[jax.sharding.Mesh, int]:
+def open_mesh_and_data(run: RunConfig, setup: Setup) -> tuple[jax.sharding.Mesh, int]:
     """The mesh of the devices here and the number of videos. Raises ConfigError or DataError where one does not fit."""
     mesh = partitioning.make_mesh(run.mesh)
-    partitioning.check_batch(run, mesh)
+    partitioning.check_mesh(run, mesh, setup.budgets)
     return mesh, sum(len(source) for source in sources.open_sources(run.data))
 
 
@@ -111,7 +116,7 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
     # Objective, masks, mesh: everything that can be wrong with a config shows here, before anything is written.
     setup = prepare(run)
     objective, optimizer = setup.objective, setup.optimizer
-    mesh, num_videos = open_mesh_and_data(run)
+    mesh, num_videos = open_mesh_and_data(run, setup)
     distributed.agree(_facts(run, mesh))
     shardings = partitioning.state_shardings(setup.abstract, mesh)
     if not (workdir / CONFIG_FILE).is_file():
