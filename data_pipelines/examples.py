@@ -35,6 +35,7 @@ def train_example(
     with clusters.
     """
     position, number, example = key
+    storage.take_retries()  # those of before are not of this example
     # Masks first: they stay the same whether or not a video has to be replaced.
     masks = (
         masking.draw_masks(plan, rng) if plan.policy == "uniform" else masking.draw_masks_first_k(plan, position, seed)
@@ -106,6 +107,7 @@ def eval_example(
     Segments are the clips of `spec`, in the middle of each part of the video; views are those of augment.view_boxes.
     """
     video, label, index, failed = None, -1, -1, 0
+    storage.take_retries()
     if row < len(source):
         try:
             video, label, index = _eval_clips(source, row, spec, size, num_views, antialias), source.label(row), row
