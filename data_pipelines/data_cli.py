@@ -7,9 +7,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from data_pipelines import checks, indexing, shards, tfds_source
+from data_pipelines import checks, indexing, shards
 from data_pipelines.reencode import Encoding
 from data_pipelines.sources import INDEX_SUFFIX, DataError, open_source
 
@@ -35,8 +35,6 @@ def index(args: argparse.Namespace) -> int:
     """`vjepa data index`; the exit code. Raises DataError."""
     if not args.dst.endswith(INDEX_SUFFIX):
         raise DataError(f"data index: the name of an index ends with {INDEX_SUFFIX}, {args.dst} does not")
-    if tfds_source.is_tfds(args.src):
-        raise DataError(f"data index: {args.src} is a dataset of TFDS, which opens without an index: use `data shard`")
     source = open_source(args.src, split=args.split, pictures=args.pictures)
     with progress("looked at", len(source)) as update:
         try:
@@ -45,11 +43,16 @@ def index(args: argparse.Namespace) -> int:
             )
         except OSError as error:
             raise DataError(f"{args.dst} cannot be written ({error}): free space or name another place") from error
+    report(args.dst, len(source) - len(broken), broken)
+    return 0
+
+
+def report(written: str, count: int, broken: Sequence[indexing.Broken]) -> None:
+    """Says what was written, of how many videos, and names those that had to be left out."""
     for name, reason in broken:
         print(f"{name}: {reason}", file=sys.stderr)
     left_out = f", {len(broken):,} broken ones left out" if broken else ""
-    print(f"{args.dst}: {len(source) - len(broken):,} videos{left_out}", flush=True)
-    return 0
+    print(f"{written}: {count:,} videos{left_out}", flush=True)
 
 
 def add_shard_arguments(parser: argparse.ArgumentParser) -> None:

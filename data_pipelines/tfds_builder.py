@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -167,8 +166,5 @@ def run(args: argparse.Namespace) -> int:
     """`vjepa data tfds`; the exit code. Raises DataError."""
     with data_cli.progress("wrote", None) as update:
         folder, broken = build(args.src, args.dst, args.name, version=args.version, split=args.split, progress=update)
-    for name, reason in broken:
-        print(f"{name}: {reason}", file=sys.stderr)
-    left_out = f", {len(broken):,} broken ones left out" if broken else ""
-    print(f"{folder}: {len(open_tfds(folder)):,} videos{left_out}", flush=True)
+    data_cli.report(folder, len(open_tfds(folder)), broken)
     return 0

@@ -9,9 +9,7 @@ import math
 import os
 import pathlib
 import platform
-import signal
 import sys
-import time
 from typing import Any
 
 import jax
@@ -36,6 +34,7 @@ from vjepa_jax.training.optim import decay_mask, make_optimizer
 from vjepa_jax.training.report import write_report
 from vjepa_jax.training.state import abstract_state, init_state, num_parameters
 from vjepa_jax.training.step import MODEL_KEYS, make_train_step
+from vjepa_jax.training.stopping import StopSignal
 from vjepa_jax.training.watchdog import Watchdog
 
 EXIT_FAILED = 1
@@ -96,7 +95,7 @@ def open_mesh_and_data(run: RunConfig, setup: Setup) -> tuple[jax.sharding.Mesh,
     return mesh, sum(len(source) for source in sources.open_sources(run.data))
 
 
-def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", stop: "StopSignal | None" = None) -> int:
+def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", stop: StopSignal | None = None) -> int:
     """Train `run` in `workdir`, or go on with it where the folder holds a checkpoint of it.
 
     Args:
@@ -396,30 +395,3 @@ def _facts(run: RunConfig, mesh: Any) -> dict[str, str]:
 
 def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
-
-
-class StopSignal:
-    """Context in which SIGTERM and the first Ctrl-C only set `asked`; a second Ctrl-C interrupts at once."""
-
-    def __init__(self):
-        self.asked = ""
-
-    def __enter__(self):
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *exc):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def arrives(self, seconds: float = 5.0) -> bool:
-        """Whether a stop was asked for, or is within the next seconds."""
-        limit = time.monotonic() + seconds
-        while not self.asked and time.monotonic() < limit:
-            time.sleep(0.05)
-        return bool(self.asked)
-
-    def _handle(self, number, frame):
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name

@@ -154,7 +154,6 @@ class Vote:
     """
 
     def __init__(self, mesh: jax.sharding.Mesh):
-        self._mesh = mesh
         self._any = jax.jit(jnp.max, out_shardings=partitioning.replicated(mesh))
         self._rows = mesh.size // jax.process_count()
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
