@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-_CACHE = "VJEPA_CACHE"  # environment variable: where downloaded files are kept
+_CACHE = "VJEPA_CACHE"  # environment variable: where downloaded files and compiled programs are kept
 
 _TRIES = 7
 _FIRST_PAUSE_S = 0.25  # doubles with every try: up to 16 s in all
@@ -94,16 +94,21 @@ def list_files(folder: str) -> list[str]:
     return _patiently(folder, find)
 
 
+def cache_folder() -> str:
+    """$VJEPA_CACHE, by default ~/.cache/vjepa_jax; it may not exist yet."""
+    return os.environ.get(_CACHE) or os.path.join(os.path.expanduser("~"), ".cache", "vjepa_jax")
+
+
 def open_local(path: str) -> str:
     """A path of this machine with the content of `path`: itself, or a copy of the remote file (an index, a manifest).
 
-    Copies are kept in $VJEPA_CACHE (default ~/.cache/vjepa_jax) by name and state, so that a file that has changed is
+    Copies are kept in $VJEPA_CACHE (see `cache_folder`) by name and state, so that a file that has changed is
     fetched anew, and one that has not is fetched once a machine, also by several processes at once. Raises as `read`.
     """
     if not is_remote(path):
         return path
     state = _patiently(path, lambda store: store.ukey(path))
-    folder = os.environ.get(_CACHE) or os.path.join(os.path.expanduser("~"), ".cache", "vjepa_jax")
+    folder = cache_folder()
     key = hashlib.sha256(f"{path} {state}".encode()).hexdigest()[:16]
     copy = os.path.join(folder, f"{key}-{os.path.basename(path)}")
     if os.path.exists(copy):

@@ -2,9 +2,13 @@
 
 import json
 
+import jax
 import pytest
 
-from vjepa_jax import bench, cli
+from vjepa_jax import ahead, bench, bench_step, cli
+from vjepa_jax.config import from_config_dict
+from vjepa_jax.parallel import partitioning
+from vjepa_jax.train import prepare
 
 
 def test_predictors_side_by_side(capsys):
@@ -37,3 +41,38 @@ def test_a_batch_goes_to_the_device():
 def test_data_wants_videos(tmp_path, capsys):
     assert cli.main(["bench", "data", "--quick", "--source", str(tmp_path)]) == 2
     assert "no videos in" in capsys.readouterr().err
+
+
+STEP = ["bench", "step", "--config", "experiments/demo.py", "--config.batch_size=8"]
+
+
+def test_a_step_is_timed_and_never_compiles_again(capsys, monkeypatch, repo):
+    monkeypatch.chdir(repo)
+    before = jax.config.jax_compilation_cache_dir
+    assert cli.main([*STEP, "--repeats", "2"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["what"] == "step vjepa2 vit_micro" and record["shape"][0] == 8 and record["clip"] == [8, 32, 32]
+    assert record["ms_min"] <= record["ms"] <= record["ms_max"] and record["clips_per_s"] > 0
+    assert 0 < record["cached_compile_s"] and record["compile_s"] > 0 and "mfu" not in record
+    assert record["losses"][0] != record["losses"][1] and all(0 < loss < 2 for loss in record["losses"])
+    assert {"arguments", "temporary", "program"} <= record["gib_per_device"].keys()
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_made_up_batches_are_those_of_training(tiny_config):
+    stream = {"data": {"path": "p", "num_frames": 4, "resolution": 16}, "batch_size": 8, "weight": 0.3}
+    for options in ({}, {"masks": {"policy": "first_k"}}, {"streams": {"pictures": stream}}):
+        run = from_config_dict(tiny_config(**options))
+        setup = prepare(run)
+        mesh = partitioning.make_mesh(run.mesh, jax.devices()[:1])
+        batch = bench_step.made_up_batch(run, setup, seed=0)
+        wanted = ahead.abstract_batch(run, setup, mesh)
+        shapes = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
+        assert shapes(batch) == shapes(wanted)
+
+
+def test_bench_step_refuses_what_it_cannot_do(capsys, monkeypatch, repo):
+    monkeypatch.chdir(repo)
+    with pytest.raises(SystemExit):
+        cli.main([*STEP, "--repeats", "0"])
+    assert "--repeats 0 must be at least 1" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from vjepa_jax import cli
@@ -67,3 +68,19 @@ def test_training_mistakes_are_one_line(repo, tmp_path, capsys):
         code, lines = run(capsys, *command, *extra)
         assert code == cli.USAGE_ERROR and len(lines) == 1 and message in lines[0], lines
     assert not (tmp_path / "run").exists()  # a refused command leaves nothing that would refuse the corrected one
+
+
+def test_compiled_programs_are_kept_unless_told_where(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("VJEPA_CACHE", str(tmp_path))
+    try:
+        cli._keep_programs()
+        assert jax.config.jax_compilation_cache_dir == before  # the tests have a place of their own
+        jax.config.update("jax_compilation_cache_dir", None)
+        cli._keep_programs()
+        assert jax.config.jax_compilation_cache_dir is None  # set to nothing by the environment's variable
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        cli._keep_programs()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

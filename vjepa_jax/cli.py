@@ -4,8 +4,13 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import shlex
 import sys
+import time
+from collections.abc import Iterator
+
+_BEGAN = time.perf_counter()  # importing jax is part of a start
 
 HELP = """usage: vjepa VERB [options]
 
@@ -83,13 +88,14 @@ def _train(argv: list[str]) -> int:
     if options.dry_run:
         return _dry_run(runs, options)
     _quiet_flags()
+    _keep_programs()
     from vjepa_jax import stages, train
     from vjepa_jax.parallel import distributed
     from vjepa_jax.training.spikes import LossSpikeError
 
     try:
         with distributed.member(options.distributed) if options.distributed else contextlib.nullcontext():
-            return stages.train(runs, options.workdir, command=shlex.join(["vjepa", "train", *argv]))
+            return stages.train(runs, options.workdir, shlex.join(["vjepa", "train", *argv]), since=_BEGAN)
     except (train.NonFiniteLossError, LossSpikeError) as error:
         print(f"vjepa train: {error}", file=sys.stderr)
         return train.EXIT_FAILED
@@ -240,12 +246,13 @@ DATA_HELP = """usage: vjepa data index | shard | check | show | tfds | world [op
 
 example: vjepa data shard videos shards --short-side 256 --gop 12"""
 
-BENCH_HELP = """usage: vjepa bench data | index | masks | predictor [options]
+BENCH_HELP = """usage: vjepa bench data | index | masks | predictor | step [options]
 
   data       clips a second of this pipeline, of PyAV, decord2 and OpenCV, and where the time goes
   index      time and memory to open an index of many videos
   masks      time to draw the masks of a batch on the host
   predictor  time and FLOPs of the published predictor and of the cross-attention one
+  step       the training step of a config on the devices here: clips/s, MFU, memory, time to compile
 
 example: vjepa bench predictor --variant vit_small --frames 16 --resolution 128 --batch 4"""
 
@@ -295,7 +302,7 @@ def _show(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 
 def _bench(argv: list[str]) -> int:
-    if (code := _part("bench", argv, ("data", "index", "masks", "predictor"), BENCH_HELP)) is not None:
+    if (code := _part("bench", argv, ("data", "index", "masks", "predictor", "step"), BENCH_HELP)) is not None:
         return code
     parser = argparse.ArgumentParser(prog=f"vjepa bench {argv[0]}", allow_abbrev=False)
     if argv[0] == "data":
@@ -319,6 +326,8 @@ def _bench(argv: list[str]) -> int:
         from data_pipelines import masking_bench
 
         records = (masking_bench.benchmark(policy=policy) for policy in ("uniform", "first_k"))
+    elif argv[0] == "step":
+        records = _bench_step(parser, argv[1:])
     else:
         parser.add_argument("--variant", default="vit_large")
         parser.add_argument("--frames", dest="num_frames", type=int, default=16)
@@ -332,6 +341,22 @@ def _bench(argv: list[str]) -> int:
     for record in records:
         print(json.dumps(record), flush=True)
     return 0
+
+
+def _bench_step(parser: argparse.ArgumentParser, argv: list[str]) -> Iterator[dict]:
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="as of vjepa train; data.path is not read"
+    )
+    parser.add_argument("--repeats", type=int, default=30, help="steps that are timed")
+    parser.add_argument("--profile", metavar="DIR", help="write a profile of three more steps; read its collectives")
+    options, overrides = parser.parse_known_args(argv)
+    _reject_unknown(parser, overrides)
+    if options.repeats < 1:
+        parser.error(f"--repeats {options.repeats} must be at least 1")
+    from vjepa_jax import bench_step, config_file
+
+    run = config_file.load(options.config, overrides)
+    yield bench_step.benchmark(run, options.repeats, options.profile)
 
 
 def _part(verb: str, argv: list[str], known: tuple[str, ...], text: str) -> int | None:
@@ -356,6 +381,16 @@ def _quiet_flags() -> None:
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()
+
+
+def _keep_programs() -> None:
+    """Compiled programs are kept for the next start: in $VJEPA_CACHE/xla, or where JAX_COMPILATION_CACHE_DIR says."""
+    import jax
+
+    from data_pipelines.storage import cache_folder
+
+    if not jax.config.jax_compilation_cache_dir and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache_folder(), "xla"))
 
 
 def entry() -> None:

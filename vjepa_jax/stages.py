@@ -17,8 +17,16 @@ from vjepa_jax.encoder import CONFIG_FILE
 from vjepa_jax.training.checkpoint import FOLDER, Checkpoints
 
 
-def train(stages: list[tuple[str, RunConfig]], workdir: str | os.PathLike[str], command: str = "") -> int:
+def train(
+    stages: list[tuple[str, RunConfig]],
+    workdir: str | os.PathLike[str],
+    command: str = "",
+    since: float | None = None,
+) -> int:
     """Train what `config_stages.expand` gives: a ladder, or a single run named "" in `workdir` itself.
+
+    Args:
+      command, since: see train.train; `since` is the first stage's.
 
     Returns:
       The exit code of train.train: of the stage that did not finish, else 0.
@@ -29,7 +37,7 @@ def train(stages: list[tuple[str, RunConfig]], workdir: str | os.PathLike[str], 
     workdir = pathlib.Path(workdir)
     _check_kind(stages, workdir)
     if stages[0][0] == "":
-        return train_lib.train(stages[0][1], workdir, command)
+        return train_lib.train(stages[0][1], workdir, command, since=since)
     folders = [workdir / stage_folder(i, name) for i, (name, _) in enumerate(stages)]
     _check_ladder(stages, folders)
     stop = train_lib.StopSignal()
@@ -38,7 +46,8 @@ def train(stages: list[tuple[str, RunConfig]], workdir: str | os.PathLike[str], 
             _say(f"stage {i} of {len(stages)}, {name}: finished, in {folder}")
             continue
         _say(f"stage {i} of {len(stages)}, {name}: in {folder}")
-        code = train_lib.train(run, folder, command, stop)
+        code = train_lib.train(run, folder, command, stop, since)
+        since = None
         if code == 0 and stop.asked and i < len(stages):  # it came with the stage's last step
             _say(f"stopped by {stop.asked} after stage {name}; run the same command again to go on")
             code = train_lib.EXIT_RESUME

@@ -10,6 +10,7 @@ import os
 import pathlib
 import platform
 import sys
+import time
 from typing import Any
 
 import jax
@@ -95,12 +96,19 @@ def open_mesh_and_data(run: RunConfig, setup: Setup) -> tuple[jax.sharding.Mesh,
     return mesh, sum(len(source) for source in sources.open_sources(run.data))
 
 
-def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", stop: StopSignal | None = None) -> int:
+def train(
+    run: RunConfig,
+    workdir: str | os.PathLike[str],
+    command: str = "",
+    stop: StopSignal | None = None,
+    since: float | None = None,
+) -> int:
     """Train `run` in `workdir`, or go on with it where the folder holds a checkpoint of it.
 
     Args:
       command: what the user typed; written down in run.json.
       stop: where SIGTERM and Ctrl-C are noted, for a caller that goes on after this run.
+      since: when this start began, by time.perf_counter; default: now.
 
     Returns:
       0 when done, EXIT_RESUME after SIGTERM or Ctrl-C (state saved), EXIT_FAILED if the last state could not be saved.
@@ -109,6 +117,7 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
       ConfigError, CheckpointError, data_pipelines DataError: one line that says what to do.
       NonFiniteLossError, spikes.LossSpikeError: training diverged; nothing after the last good checkpoint was saved.
     """
+    since = time.perf_counter() if since is None else since
     workdir = pathlib.Path(workdir)
     is_main = jax.process_index() == 0
 
@@ -145,7 +154,15 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
         flops_per_step=setup.step_flops,
         peak_flops=peak * jax.device_count() if peak else None,
         state=totals,
+        since=since,
     )
+
+    def describe() -> None:
+        """run.json: what made this run, and its time so far."""
+        if is_main:
+            write_json(workdir / "run.json", _describe(command, mesh, state) | {"totals": log.state()})
+
+    describe()
     log.say(_headline(run, num_videos, state, setup, mesh, start))
 
     stop, vote = stop or StopSignal(), distributed.Vote(mesh)
@@ -186,11 +203,10 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
 
     def save(step: int) -> None:
         watchdog.step(step, "saving")
-        with log.pause("saving"):
+        with log.spend("checkpoint"):
             if problem := checkpoints.save(step, state):
                 log.warn(problem)
-            if is_main:
-                write_json(workdir / "run.json", _describe(command, mesh, state) | {"totals": log.state()})
+            describe()
 
     def fetch_model(step: int, doing: str) -> Any:
         """The parameters that are evaluated, on the host, of all processes."""
@@ -224,9 +240,10 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
                 reading["retries"] += int(host_batch["retries"].sum())
                 inputs = {key: host_batch[key] for key in MODEL_KEYS if key in host_batch}
                 batch = partitioning.put_batch(inputs, mesh)
-                if step == start + 1 and jax.process_count() > 1:
-                    with partitioning.on_mesh(mesh), jax.transfer_guard("allow"):
-                        _compile_together((train_step, measure_health), state, batch)
+                if step == start + 1:
+                    watchdog.step(step, "compiling")
+                    with log.spend("compile"), partitioning.on_mesh(mesh), jax.transfer_guard("allow"):
+                        _compile((train_step, measure_health), state, batch)
                 vitals: dict[str, Any] = {}
                 with partitioning.on_mesh(mesh):
                     state, metrics = train_step(state, batch)
@@ -241,7 +258,7 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
                     finish()  # a state that is saved is known to be finite
                     save(step)
                 if _due(step, run.log.images_every_steps, run):
-                    with log.pause("drawing"):
+                    with log.spend("pictures"):
                         params = fetch_model(step, "drawing")
                         if is_main:
                             _draw(log, workdir, Encoder(run, params, objective), host_batch, step)
@@ -250,7 +267,7 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
                     break
                 if run.eval.path and run.eval.every_steps and step % run.eval.every_steps == 0 and step < run.steps:
                     finish()
-                    with log.pause("evaluating"):
+                    with log.spend("evaluation"):
                         evaluate(step)
             finish()
             step = int(jax.device_get(state["step"]))
@@ -263,10 +280,9 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
                 log.say(f"stopped by {who} after step {step}; run the same command again to go on")
                 return EXIT_FAILED if problem else EXIT_RESUME
             if run.eval.path:
-                with log.pause("evaluating"):
+                with log.spend("evaluation"):
                     evaluate(step)
-            if is_main:
-                write_json(workdir / "run.json", _describe(command, mesh, state) | {"totals": log.state()})
+            describe()
             if run.log.report and is_main:
                 log.say(f"report: {write_report(workdir)}")
             distributed.meet("end")
@@ -276,11 +292,12 @@ def train(run: RunConfig, workdir: str | os.PathLike[str], command: str = "", st
         checkpoints.close()
 
 
-def _compile_together(programs: tuple[Any, ...], state: Any, batch: Any) -> None:
+def _compile(programs: tuple[Any, ...], state: Any, batch: Any) -> None:
     """Compile programs for (state, batch) once all processes are known to have the same ones, and wait for the last."""
     lowered = [program.lower(state, batch) for program in programs]
-    text = "".join(each.as_text() for each in lowered)
-    distributed.agree({"program": hashlib.sha256(text.encode()).hexdigest()[:12]})
+    if jax.process_count() > 1:
+        text = "".join(each.as_text() for each in lowered)
+        distributed.agree({"program": hashlib.sha256(text.encode()).hexdigest()[:12]})
     for each in lowered:
         each.compile()
     distributed.meet("compiled")

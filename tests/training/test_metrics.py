@@ -11,7 +11,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from vjepa_jax.parallel.chips import peak_flops
-from vjepa_jax.training.chrono import Chrono
+from vjepa_jax.training.chrono import Chrono, goodput, spent
 from vjepa_jax.training.metrics import RunLog, drop_after, duration, read_metrics, summary, to_json
 
 
@@ -200,11 +200,11 @@ def test_bar_on_a_terminal(tmp_path):
             log.tick()
         log.write(100, {"loss": 0.51234, "lr": 6e-4})
         log.say("saved a checkpoint")
-        with log.pause("evaluating"):
+        with log.spend("evaluation"):
             pass
     text = out.file.getvalue()
     for wanted in ("compiling", "100/200", "50%", "loss 0.5123", "lr 6.00e-04", "clips/s", "wait ", "eta 0:0",
-                   "saved a checkpoint", "evaluating"):  # fmt: skip
+                   "saved a checkpoint", "evaluation"):  # fmt: skip
         assert wanted in text, wanted
     assert "\x1b[?25h" in text, "the cursor is shown again"
     assert "step 100/200  loss" not in text, "no plain lines beside the bar"
@@ -220,7 +220,7 @@ def test_no_bar_without_a_terminal(tmp_path):
 def test_bar_stops_when_training_fails(tmp_path):
     out = console(terminal=True)
     with pytest.raises(RuntimeError, match="boom"), RunLog(tmp_path, total_steps=2, console=out, bar=True) as log:
-        with log.pause("saving"):
+        with log.spend("checkpoint"):
             raise RuntimeError("boom")
     assert "\x1b[?25h" in out.file.getvalue()
     log.close()
@@ -235,9 +235,15 @@ def test_summary_and_duration():
 # ---------------------------------------------------------------------------------------------------------- timing
 
 
+def begun(clock: Clock, items: int = 1, **options) -> Chrono:
+    chrono = Chrono(items, clock=clock, **options)
+    chrono.begin()
+    return chrono
+
+
 def run_steps(chrono: Chrono, clock: Clock, steps: int, seconds: float, wait: float = 0.0) -> None:
     for _ in range(steps):
-        with chrono.waiting():
+        with chrono.spend("data_wait"):
             clock.sleep(wait)
         clock.sleep(seconds - wait)
         chrono.tick()
@@ -245,11 +251,11 @@ def run_steps(chrono: Chrono, clock: Clock, steps: int, seconds: float, wait: fl
 
 def test_compilation_and_pauses_do_not_count():
     clock = Clock()
-    chrono = Chrono(16, warmup_steps=2, flops_per_step=5e12, peak_flops=100e12, clock=clock)
+    chrono = begun(clock, 16, warmup_steps=2, flops_per_step=5e12, peak_flops=100e12)
     run_steps(chrono, clock, 2, 60.0, wait=5.0)
     assert chrono.read() == {}
     run_steps(chrono, clock, 10, 0.1, wait=0.02)
-    with chrono.pause():
+    with chrono.spend("evaluation"):
         clock.sleep(30.0)
     run_steps(chrono, clock, 10, 0.1, wait=0.02)
     reading = chrono.read()
@@ -262,7 +268,7 @@ def test_compilation_and_pauses_do_not_count():
 
 def test_warm_up_ending_within_a_window_shortens_it():
     clock = Clock()
-    chrono = Chrono(1, warmup_steps=2, clock=clock)
+    chrono = begun(clock, warmup_steps=2)
     run_steps(chrono, clock, 2, 60.0)
     run_steps(chrono, clock, 8, 0.5)
     assert chrono.read() == pytest.approx({"clips_per_s": 2.0, "data_wait": 0.0})
@@ -270,38 +276,71 @@ def test_warm_up_ending_within_a_window_shortens_it():
 
 def test_unknown_peak_gives_no_mfu():
     clock = Clock()
-    chrono = Chrono(1, warmup_steps=0, flops_per_step=1e12, clock=clock)
+    chrono = begun(clock, warmup_steps=0, flops_per_step=1e12)
     run_steps(chrono, clock, 1, 1.0)
     assert "mfu" not in chrono.read()
 
 
-def test_totals_survive_a_restart():
+def test_every_second_has_a_kind_and_totals_survive_a_restart():
     clock = Clock()
     first = Chrono(4, warmup_steps=1, clock=clock)
-    run_steps(first, clock, 1, 30.0)
+    clock.sleep(3.0)
+    first.begin()
+    with first.spend("compile"):
+        clock.sleep(29.0)
     run_steps(first, clock, 10, 1.0, wait=0.5)
     first.read()
-    with first.pause():
+    with first.spend("checkpoint"):
         clock.sleep(7.0)
-        saved = json.loads(json.dumps(first.state()))  # a checkpoint is saved within its own pause
+        saved = json.loads(json.dumps(first.state()))  # a checkpoint is saved within its own time
     clock.sleep(500.0)
-    second = Chrono(4, warmup_steps=1, clock=clock, state=saved)
-    run_steps(second, clock, 1, 20.0)
-    run_steps(second, clock, 2, 1.0)
-    assert second.state() == pytest.approx(
-        {"seconds": 12.0, "wait_seconds": 5.0, "paused_seconds": 7.0, "warmup_seconds": 50.0, "steps": 14,
-         "items": 56, "starts": 2}
-    )  # fmt: skip
+    began = clock()
+    clock.sleep(2.0)  # imports
+    second = begun(clock, 4, warmup_steps=1, state=saved, since=began)
+    second.lose(40.0)
+    run_steps(second, clock, 3, 1.0)
+    with pytest.raises(RuntimeError), second.spend("evaluation"):
+        clock.sleep(6.0)
+        raise RuntimeError
+    totals = second.state()
+    by_kind = {"init": 5.0, "compile": 29.0, "data_wait": 5.0, "step": 8.0, "checkpoint": 7.0, "evaluation": 6.0,
+               "pictures": 0.0, "lost": 40.0}  # fmt: skip
+    assert spent(totals) == pytest.approx(by_kind)
+    assert {k: totals[k] for k in ("seconds", "steps", "items", "starts")} == pytest.approx(
+        {"seconds": 13.0, "steps": 13, "items": 52, "starts": 2}
+    )
+    assert goodput(totals) == pytest.approx(8 / 100)
 
 
 def test_metrics_written_within_a_pause():
     clock = Clock()
-    chrono = Chrono(1, warmup_steps=0, clock=clock)
+    chrono = begun(clock, warmup_steps=0)
     run_steps(chrono, clock, 4, 1.0)
-    with chrono.pause():
+    with chrono.spend("checkpoint"):
         clock.sleep(5.0)
         assert chrono.read()["clips_per_s"] == pytest.approx(1.0)
         clock.sleep(5.0)
     run_steps(chrono, clock, 4, 1.0)
     assert chrono.read()["clips_per_s"] == pytest.approx(1.0)
-    assert chrono.state()["paused_seconds"] == pytest.approx(10.0)
+    assert chrono.state()["checkpoint_seconds"] == pytest.approx(10.0)
+
+
+def test_what_a_killed_start_did_after_its_checkpoint_is_lost(tmp_path):
+    lines = [{"step": 4, "time/init": 3.0, "time/step": 4.0}, {"step": 9, "time/init": 3.0, "time/step": 9.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(to_json(line) + "\n" for line in lines))
+    saved = {"init_seconds": 3.0, "step_seconds": 5.0}  # with the checkpoint of step 5
+
+    def start(state):
+        return RunLog(tmp_path, total_steps=9, start_step=5, state=state, console=console())
+
+    with start(saved) as log:  # killed before its first line of metrics: nothing more is known to be lost
+        totals = log.state()
+        assert totals["lost_seconds"] == pytest.approx(4.0)
+    with start(totals) as log:
+        record = log.write(6, {"loss": 1.0})
+    assert record["time/lost"] == pytest.approx(4.0)
+    assert record["goodput"] == pytest.approx(record["time/step"] / (12.0 + record["time/init"] - 3.0), abs=0.01)
+    with start(saved) as log:  # as if killed now, with the older totals: all since then
+        assert log.state()["lost_seconds"] == pytest.approx(
+            sum(totals[k] for k in totals if k.endswith("_seconds")) - 8.0, abs=0.01
+        )

@@ -100,7 +100,8 @@ def full(tmp_path):
     (tmp_path / "run.json").write_text(
         json.dumps({"date": "2025-01-02", "command": ["vjepa", "train", "--workdir", f"runs/{EVIL}"],
                     "devices": ["NVIDIA H100 80GB HBM3"], "versions": {"jax": "0.10.2"},
-                    "totals": {"seconds": 3723.4, "items": 3200, "starts": 2}})
+                    "totals": {"seconds": 3723.4, "items": 3200, "starts": 2, "init_seconds": 100.0,
+                               "step_seconds": 3600.0, "data_wait_seconds": 123.4, "lost_seconds": 176.6}})
     )  # fmt: skip
     frames = [np.full((12, 20, 3), v, np.uint8) for v in (0, 90, 200)]
     for step in (200, 400):
@@ -114,7 +115,8 @@ def test_full_report_is_valid_and_complete(full):
     for words in ("my run", "Healthy.", "RankMe 50 of 96", "cosine of random pairs 0.125", "beats the better baseline",
                   "400", "3200 clips", "0.4025", "45.7 ± 1.0", "1:02:03", "2025-01-02", "NVIDIA H100 80GB HBM3",
                   "0.10.2", "vit_small", "3 videos could not be decoded", "seen-by-host-1.mp4",
-                  "38.0% MFU"):  # fmt: skip
+                  "38.0% MFU", "Goodput 90.0%: that share of the time of 2 starts went into steps that count.",
+                  "lost with killed starts", "2:57"):  # fmt: skip
         assert words in page.text, words
     titles = ("Loss", "Loss by mask group", "Learning rate", "EMA momentum", "Gradient norm", "Update norm", "RankMe",
               "Feature standard deviation", "Cosine of random pairs", "Clips per second",
@@ -123,9 +125,17 @@ def test_full_report_is_valid_and_complete(full):
     for title in titles:
         assert any(label.startswith(title + ":") for label in labels), title
     assert "Weight decay" not in page.text, "constant: the configuration says it"
-    assert {"probes", "learning", "health", "speed", "masks", "features-over-time", "data", "configuration"} <= set(
-        page.ids
-    )
+    assert {
+        "probes",
+        "learning",
+        "health",
+        "speed",
+        "masks",
+        "features-over-time",
+        "data",
+        "configuration",
+        "time",
+    } <= set(page.ids)
     targets = [a["href"] for a in page.all("a")]
     assert targets and all(t.startswith("#") and t[1:] in page.ids for t in targets)
 

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from vjepa_jax.training.chrono import Chrono
+from vjepa_jax.training.chrono import Chrono, goodput, spent
 from vjepa_jax.training.events import EventFile
 
 # JSON has no NaN and no infinity: they are written as these strings, which float() and JavaScript's Number() read back.
@@ -144,7 +144,7 @@ class RunLog:
       total_steps: where the bar ends.
       start_step: step that training goes on from; lines and events beyond it are dropped. 0: from scratch.
       is_main: False on the other processes of a multi-host run: they keep time and write nothing.
-      items, flops_per_step, peak_flops, state, warmup_steps: see `Chrono`.
+      items, flops_per_step, peak_flops, state, since, warmup_steps: see `Chrono`.
       console: where bar and lines go; stdout if None.
       bar: True for a progress bar, False for plain lines; None: a bar on a terminal.
     """
@@ -160,12 +160,18 @@ class RunLog:
         flops_per_step: float | None = None,
         peak_flops: float | None = None,
         state: Mapping[str, float] | None = None,
+        since: float | None = None,
         warmup_steps: int = 2,
         console: Console | None = None,
         bar: bool | None = None,
     ):
         self.chrono = Chrono(
-            items, warmup_steps=warmup_steps, flops_per_step=flops_per_step, peak_flops=peak_flops, state=state
+            items,
+            warmup_steps=warmup_steps,
+            flops_per_step=flops_per_step,
+            peak_flops=peak_flops,
+            state=state,
+            since=since,
         )
         self._total, self._main = total_steps, is_main
         self._live: Live | None = None
@@ -173,8 +179,9 @@ class RunLog:
             return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        drop_after(workdir / "metrics.jsonl", start_step)
         self._file = workdir / "metrics.jsonl"
+        self.chrono.lose(_lost_seconds(self._file, state or {}))
+        drop_after(self._file, start_step)
         self._board: EventFile | None = EventFile(workdir / "tensorboard", start_step + 1 if start_step else 0)
         self._console = console or Console()
         if bar is None:
@@ -199,14 +206,14 @@ class RunLog:
 
     def waiting(self) -> Any:
         """Context around the wait for a batch; its time becomes `data_wait`."""
-        return self.chrono.waiting()
+        return self.chrono.spend("data_wait")
 
     @contextmanager
-    def pause(self, doing: str = "") -> Iterator[None]:
-        """Context around work that is no training step, named by `doing` on the bar ('evaluating')."""
-        with self.chrono.pause():
+    def spend(self, kind: str) -> Iterator[None]:
+        """Context around work that is no training step: one of chrono.KINDS, shown on the bar."""
+        with self.chrono.spend(kind):
             if self._live is not None:
-                self._doing = doing
+                self._doing = kind
                 self._live.update(self._render(), refresh=True)
             try:
                 yield
@@ -228,7 +235,9 @@ class RunLog:
         """
         record: dict[str, Any] = {"step": int(step)} | {k: _scalar(k, v) for k, v in metrics.items()}
         record |= self.chrono.read()
-        record["seconds"] = round(self.chrono.state()["seconds"], 3)
+        totals = self.chrono.state()
+        record |= {"seconds": round(totals["seconds"], 3), "goodput": round(goodput(totals), 4)}
+        record |= {f"time/{kind}": round(seconds, 3) for kind, seconds in spent(totals).items()}
         if not self._main:
             return record
         try:
@@ -293,10 +302,18 @@ class RunLog:
             self._board = None
 
     def __enter__(self) -> "RunLog":
+        self.chrono.begin()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _lost_seconds(path: Path, totals: Mapping[str, float]) -> float:
+    """What the last line of metrics.jsonl has in seconds that the totals of the last checkpoint have not."""
+    records = read_metrics(path)
+    then = sum(value for key, value in records[-1].items() if key.startswith("time/")) if records else 0.0
+    return max(then - sum(spent(totals).values()), 0.0)
 
 
 def _scalar(key: str, value: Any) -> int | float:

@@ -23,6 +23,7 @@ from vjepa_jax.training.metrics import duration, read_metrics
 from vjepa_jax.training.pictures import SavedPicture, data_uri, mime_type, picture_size, saved_pictures, still
 from vjepa_jax.training.report_page import page
 from vjepa_jax.training.report_probes import probe_section, probe_tile
+from vjepa_jax.training.report_time import time_lead, time_section
 
 _LEARNING = (
     Chart("Loss", (
@@ -50,6 +51,7 @@ _SPEED = (
     Chart("Clips per second", (("clips_per_s", "clips/s", False),), zero=True),
     Chart("Share of time waiting for data", (("data_wait", "waiting", False),), percent=True, zero=True),
     Chart("Model FLOP utilisation", (("mfu", "MFU", False),), percent=True, zero=True),
+    Chart("Goodput", (("goodput", "since the first start", False),), percent=True, zero=True),
     Chart("Substituted videos", (("substituted", "in logged steps, summed", False),), zero=True),
 )
 _BASELINES = (
@@ -57,7 +59,7 @@ _BASELINES = (
     "or the mean feature. Both need features of the target encoder, so they move with it."
 )
 _HINT = "Move the pointer over a curve for values at a step; arrow keys work too."
-_NOT_CHARTED = {"step", "seconds", "rankme_max"}
+_NOT_CHARTED = {"step", "seconds", "rankme_max"}  # nor time/...: a table of its own
 
 
 def verdict(records: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
@@ -160,7 +162,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
         "Loss by mask group", tuple((n, n.removeprefix("loss/"), False) for n in groups[:5]), scale="either"
     )
     known = {key for c in (*_LEARNING, *_HEALTH, *_SPEED, by_group) for key, _, _ in c.keys} | _NOT_CHARTED
-    others = [Chart(n, ((n, n, False),)) for n in sorted(names - known)]
+    others = [Chart(n, ((n, n, False),)) for n in sorted(names - known) if not n.startswith("time/")]
 
     maximum = next((r["rankme_max"] for r in reversed(records) if r.get("rankme_max")), None)
     limits: dict[str, list[tuple[str, float]]] = {"Feature standard deviation": [("alarm", STD_ALARM)]}
@@ -288,8 +290,9 @@ def _environment(run: Mapping[str, Any]) -> str:
     shown = f"<pre>{html.escape(str(command))}</pre>" if command else ""
     if isinstance(run.get("totals"), dict):
         run["totals"] = {
-            k: duration(v) if k.endswith("seconds") else f"{v:,.0f}" if isinstance(v, float | int) else v
+            k: f"{v:,.0f}" if isinstance(v, float | int) else v
             for k, v in run["totals"].items()
+            if not k.endswith("seconds")  # they have a table of their own
         }
     return shown + _groups(run, "run")
 
@@ -356,6 +359,8 @@ def write_report(
 
     sections = [("Probes", probe_section(probes), "")]
     sections += _curves(records)
+    totals = run["totals"] if isinstance(run.get("totals"), dict) else {}
+    sections.append(("Time", time_section(totals), time_lead(totals)))
     sections += _pictures(pictures)
     sections.append(("Data", _data_notes(_read_ledger(workdir), bool(records)), ""))
     sections.append(("Configuration", _groups(config, "run"), ""))

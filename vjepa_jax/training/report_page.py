@@ -79,6 +79,7 @@ th, td { padding: .4rem .9rem .4rem 0; text-align: left; vertical-align: top; fo
 thead th { color: var(--soft); font-size: .82rem; border-bottom: 1px solid var(--rule); vertical-align: bottom; }
 tbody tr + tr > * { border-top: 1px solid var(--rule); }
 .probes tbody th { white-space: nowrap; }
+.time td { text-align: right; padding-left: 1.2rem; } .time svg { width: 10rem; height: .6rem; }
 table.probes { min-width: 34rem; width: 100%; } .probes td { min-width: 6.5rem; }
 .probes thead tr:first-child th { border: 0; padding-bottom: 0; color: var(--text); font-weight: 600; }
 .probes td b { font-weight: 700; } .probes svg { display: block; width: 100%; max-width: 11rem; height: 12px; }
