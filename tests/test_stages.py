@@ -250,7 +250,7 @@ def test_a_signal_in_the_last_step_of_a_stage_stops_the_ladder(ladder, tmp_path,
     """The stage itself has finished then, and says 0."""
     begun = []
 
-    def signalled(run, folder, command, stop):
+    def signalled(run, folder, command, stop, since):
         begun.append(folder.name)
         with stop:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -301,7 +301,7 @@ def test_what_a_later_stage_would_stumble_over_is_found_at_once(ladder, tmp_path
 
 def test_the_command_climbs_a_ladder(repo, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(stages, "train", lambda runs, workdir, command: given.extend([runs, workdir]) or 7)
+    monkeypatch.setattr(stages, "train", lambda runs, workdir, command, since: given.extend([runs, workdir]) or 7)
     file = f"{repo / 'experiments/pretrain/progressive.py'}:runlocal"
     assert cli.main(["train", "--config", file, "--config.data.path=here", "--workdir", str(tmp_path)]) == 7
     runs, workdir = given
