@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -17,20 +14,13 @@ from vjepa_jax import train as train_lib
 from vjepa_jax.config import ConfigError, from_config_dict
 from vjepa_jax.objectives import create
 from vjepa_jax.parallel import partitioning
-from vjepa_jax.training import metrics as metrics_lib
 from vjepa_jax.training.checkpoint import load_parts
 from vjepa_jax.training.optim import make_optimizer
 from vjepa_jax.training.state import abstract_state
 
+from .processes import finish, kill, losses, start, train, wait_for_step
+
 FOLDERS = ("00_4f", "01_8f", "02_8f-24")
-START = """
-import json, sys
-from absl import flags
-from vjepa_jax import config_stages, stages
-flags.FLAGS.mark_as_parsed()
-if __name__ == "__main__":
-    sys.exit(stages.train(config_stages.expand(json.load(open(sys.argv[1]))), sys.argv[2]))
-"""
 
 
 @pytest.fixture
@@ -50,29 +40,8 @@ def ladder(tiny_config):
     return make
 
 
-def losses(workdir):
-    return {
-        folder: {r["step"]: r["loss"] for r in metrics_lib.read_metrics(workdir / folder / "metrics.jsonl")}
-        for folder in FOLDERS
-    }
-
-
-def start(config, workdir):
-    """A process of its own that climbs the ladder on one device."""
-    program, file = workdir.parent / "start.py", workdir.parent / f"{workdir.name}.json"
-    program.write_text(START)
-    file.write_text(json.dumps(config))
-    command = [sys.executable, str(program), str(file), str(workdir)]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipe)
-
-
-def wait_for_step(workdir, folder, step, process):
-    limit = time.monotonic() + 240
-    while max(losses(workdir)[folder], default=0) < step:
-        assert process.poll() is None and time.monotonic() < limit, process.communicate()[0]
-        time.sleep(0.005)
+def losses_of(workdir):
+    return {folder: losses(workdir / folder) for folder in FOLDERS}
 
 
 def state_of(folder):
@@ -157,30 +126,26 @@ def whole_folder(tmp_path_factory):
 def whole(whole_folder, ladder):
     """Folder of the ladder climbed without a stop, on one device."""
     if not whole_folder.exists():
-        process = start(ladder(), whole_folder)
-        output = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, output
+        (output,) = train(ladder(), whole_folder)
         assert "all 3 stages are finished; the last one is in" in output
     return whole_folder
 
 
 def test_killed_and_stopped_inside_a_stage_and_continued_the_losses_are_the_same(whole, ladder, tmp_path):
-    assert [len(steps) for steps in losses(whole).values()] == [4, 40, 3]
+    assert [len(steps) for steps in losses_of(whole).values()] == [4, 40, 3]
     process = start(ladder(), tmp_path / "killed")
-    wait_for_step(tmp_path / "killed", FOLDERS[1], 12, process)
-    process.kill()
-    process.communicate()
+    wait_for_step(tmp_path / "killed" / FOLDERS[1], 12, process)
+    kill(process)
     assert not (tmp_path / "killed" / FOLDERS[2]).exists()
     moved = (tmp_path / "killed").rename(tmp_path / "moved")  # a stage finds the one before beside itself
-    process = start(ladder(), moved)
-    wait_for_step(moved, FOLDERS[1], 25, process)
+    (process,) = start(ladder(), moved)
+    wait_for_step(moved / FOLDERS[1], 25, [process])
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == train_lib.EXIT_RESUME and "run the same command again" in output, output
-    process = start(ladder(), moved)
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0 and "stage 1 of 3, 4f: finished" in output, output
-    assert losses(moved) == losses(whole)  # bitwise
+    (output,) = finish([process], train_lib.EXIT_RESUME)
+    assert "run the same command again" in output
+    (output,) = train(ladder(), moved)
+    assert "stage 1 of 3, 4f: finished" in output
+    assert losses_of(moved) == losses_of(whole)  # bitwise
 
 
 @pytest.mark.parametrize("optimizer", [False, True])

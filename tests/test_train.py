@@ -6,9 +6,6 @@ import random
 import re
 import resource
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -25,47 +22,13 @@ from vjepa_jax.encoder import load
 from vjepa_jax.training import metrics as metrics_lib
 from vjepa_jax.training import spikes
 from vjepa_jax.training.checkpoint import Checkpoints
+from vjepa_jax.training.chrono import KINDS
 
-START = """
-import json, sys
-from absl import flags
-from vjepa_jax import config, train
-flags.FLAGS.mark_as_parsed()
-if __name__ == "__main__":
-    sys.exit(train.train(config.from_config_dict(json.load(open(sys.argv[1]))), sys.argv[2]))
-"""
+from .processes import assert_same, finish, kill, losses, start, train, wait_for_step
 
 
 def run_of(config):
     return config_lib.from_config_dict(config)
-
-
-def losses(workdir):
-    return {r["step"]: r["loss"] for r in metrics_lib.read_metrics(workdir / "metrics.jsonl")}
-
-
-def start(config, workdir, devices=1):
-    """A process of its own that trains `config` in `workdir`."""
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    program, file = workdir.parent / "start.py", workdir.parent / f"{workdir.name}.json"
-    program.write_text(START)
-    file.write_text(json.dumps(config))
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    command = [sys.executable, str(program), str(file), str(workdir)]
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipe)
-
-
-def finish(process):
-    output = process.communicate(timeout=300)[0]
-    return process.returncode, output
-
-
-def wait_for_step(workdir, step, process):
-    limit = time.monotonic() + 240
-    while max(losses(workdir), default=0) < step:
-        assert process.poll() is None and time.monotonic() < limit, process.communicate()[0]
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +47,7 @@ def uninterrupted(reference, long_config):
     """Losses of 60 steps on one device, never stopped."""
     workdir = reference / "whole"
     if not (workdir / "run.json").exists():
-        code, output = finish(start(long_config, workdir))
-        assert code == 0, output
+        train(long_config, workdir)
     return losses(workdir)
 
 
@@ -106,6 +68,8 @@ def test_what_a_run_leaves(tiny_config, tmp_path, capsys):
     assert config_lib.from_config_dict(json.loads((tmp_path / "config.json").read_text())) == run_of(config)
     described = json.loads((tmp_path / "run.json").read_text())
     assert described["command"] == "vjepa train x" and described["totals"]["steps"] == 6
+    spent = {kind: described["totals"][f"{kind}_seconds"] for kind in KINDS}
+    assert all(spent[kind] > 0 for kind in ("init", "compile", "data_wait", "step", "checkpoint")) and not spent["lost"]
     assert described["versions"]["jax"] == jax.__version__
     rows = json.loads((tmp_path / "probes.json").read_text())
     assert {(r["encoder"], r["probe"]) for r in rows} == {
@@ -138,13 +102,12 @@ def test_killed_at_a_random_moment_and_continued_with_workers(uninterrupted, lon
     workdir = tmp_path / "killed"
     process = start(long_config, workdir)
     wait_for_step(workdir, random.Random(os.getpid()).randint(15, 55), process)
-    process.kill()
-    process.communicate()
+    kill(process)
     saved = max(Checkpoints(workdir).steps, default=0)  # a save that the kill hit does not count
     assert saved < 60
     again = long_config | {"data": long_config["data"] | {"num_workers": 2}}
-    code, output = finish(start(again, workdir))
-    assert code == 0 and (f"going on from step {saved}" in output) == (saved > 0), output
+    (output,) = train(again, workdir)
+    assert (f"going on from step {saved}" in output) == (saved > 0), output
     assert losses(workdir) == uninterrupted  # bitwise
 
 
@@ -152,38 +115,31 @@ def test_sigterm_saves_and_exits_with_its_own_code(uninterrupted, long_config, t
     workdir = tmp_path / "stopped"
     config = long_config | {"checkpoint": {"every_steps": 1000}}
     config["data"] = config["data"] | {"num_workers": 2}
-    process = start(config, workdir)
-    wait_for_step(workdir, 5, process)
+    (process,) = start(config, workdir)
+    wait_for_step(workdir, 5, [process])
     os.killpg(process.pid, signal.SIGTERM)  # as a cluster does: the data workers are hit as well
-    code, output = finish(process)
-    assert code == train_lib.EXIT_RESUME, output
+    (output,) = finish([process], train_lib.EXIT_RESUME)
     (saved,) = Checkpoints(workdir).steps
     assert f"stopped by SIGTERM after step {saved}; run the same command again" in output
-    code, output = finish(start(config, workdir))
-    assert code == 0, output
+    train(config, workdir)
     assert losses(workdir) == uninterrupted
 
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"replica": 2, "fsdp": 4}])
 def test_a_mesh_gives_the_losses_of_one_device(uninterrupted, long_config, tmp_path, mesh):
     config = long_config | {"mesh": mesh, "steps": 20}
-    code, output = finish(start(config, tmp_path / "mesh", devices=8))
-    assert code == 0, output
-    ours = losses(tmp_path / "mesh")
-    np.testing.assert_allclose([ours[s] for s in range(1, 21)], [uninterrupted[s] for s in range(1, 21)], atol=1e-5)
+    train(config, tmp_path / "mesh", devices=8)
+    assert_same(tmp_path / "mesh", {step: uninterrupted[step] for step in range(1, 21)})
 
 
 def test_a_checkpoint_of_eight_devices_continues_on_one(uninterrupted, long_config, tmp_path):
     workdir = tmp_path / "moved"
-    process = start(long_config, workdir, devices=8)
-    wait_for_step(workdir, 15, process)
+    (process,) = start(long_config, workdir, devices=8)
+    wait_for_step(workdir, 15, [process])
     process.send_signal(signal.SIGTERM)
-    assert finish(process)[0] == train_lib.EXIT_RESUME
-    code, output = finish(start(long_config, workdir))
-    assert code == 0, output
-    ours = losses(workdir)
-    assert ours.keys() == uninterrupted.keys()
-    np.testing.assert_allclose(list(ours.values()), list(uninterrupted.values()), atol=1e-4)
+    finish([process], train_lib.EXIT_RESUME)
+    train(long_config, workdir)
+    assert_same(workdir, uninterrupted, atol=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_dump(tiny_config, tmp_path):
