@@ -24,7 +24,7 @@ from vjepa_jax.parallel import partitioning
 HEARTBEAT_SECONDS = 15  # without a sign of life for so long, a process counts as dead and the others end (jax: 100)
 SHUTDOWN_SECONDS = 600  # that processes wait for each other at the end
 MEETING_SECONDS = 24 * 3600  # that processes wait in `meet`; one that has died is noticed long before
-_FACTS_BYTES = 4096  # of one process in `agree`
+_TEXT_BYTES = 4096  # of one process in `gather`
 _meetings = itertools.count()
 
 EXIT_RESUME = 75  # start the same command again to go on (EX_TEMPFAIL)
@@ -132,12 +132,7 @@ def agree(facts: Mapping[str, str]) -> None:
     """
     if jax.process_count() == 1:
         return
-    meet("agree")
-    own = json.dumps({"host": socket.gethostname(), **facts}).encode()
-    row = np.zeros(_FACTS_BYTES, np.uint8)
-    row[: len(own)] = np.frombuffer(own, np.uint8)
-    rows = multihost_utils.process_allgather(row)
-    first, *others = (json.loads(bytes(r).rstrip(b"\0")) for r in np.asarray(rows))
+    first, *others = map(json.loads, gather(json.dumps({"host": socket.gethostname(), **facts})))
     for number, other in enumerate(others, start=1):
         for key in facts:
             if other.get(key) != first[key]:
@@ -145,6 +140,17 @@ def agree(facts: Mapping[str, str]) -> None:
                     f"process {number} on {other['host']} has {key} {other.get(key)}, process 0 on {first['host']} has "
                     f"{first[key]}: start all processes with the same code, packages, config and environment"
                 )
+
+
+def gather(text: str) -> list[str]:
+    """A short text of every process, in their order; every process must call it, and waits for the others."""
+    if jax.process_count() == 1:
+        return [text]
+    meet("gather")
+    row = np.zeros(_TEXT_BYTES, np.uint8)
+    row[: len(text.encode())] = np.frombuffer(text.encode(), np.uint8)
+    with jax.transfer_guard("allow"):
+        return [bytes(r).rstrip(b"\0").decode() for r in np.asarray(multihost_utils.process_allgather(row))]
 
 
 class Vote:

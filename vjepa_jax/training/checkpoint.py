@@ -7,6 +7,7 @@ again.
 
 import contextlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import absl.logging
@@ -14,6 +15,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from vjepa_jax.config import CheckpointConfig
+from vjepa_jax.parallel import distributed
 
 FORMAT = 1  # of the tree; raised with a CHANGELOG line when an old checkpoint no longer loads
 FOLDER = "checkpoints"
@@ -55,12 +57,10 @@ class Checkpoints:
         problem = self.wait()
         if step in self.steps:
             return problem
-        try:
-            # a save copies to the host, which the loop's transfer guard would refuse
-            with jax.transfer_guard("allow"):
-                self._pending = (step, self._checkpointer.save_checkpointables_async(step, {"state": state}))
-        except Exception as error:
-            return problem or self._failed(step, error)
+        response, reason = _together(self._checkpointer.save_checkpointables_async, step, {"state": state})
+        if reason:
+            return self._failed(step, reason)
+        self._pending = (step, response)
         return problem
 
     def wait(self) -> str | None:
@@ -68,12 +68,8 @@ class Checkpoints:
         if self._pending is None:
             return None
         (step, response), self._pending = self._pending, None
-        try:
-            if response.result():
-                return None
-            raise RuntimeError("orbax did not write it")
-        except Exception as error:
-            return self._failed(step, error)
+        written, reason = _together(response.result)
+        return None if written and not reason else self._failed(step, reason or "orbax did not write it")
 
     def restore(self, abstract: Any, warn=print) -> Any | None:
         """The newest state that loads, as arrays with the shardings of `abstract`; None where there is no checkpoint.
@@ -83,37 +79,34 @@ class Checkpoints:
         Raises:
           CheckpointError: the newest readable one is of another model, or there are checkpoints and none loads.
         """
-        reason = ""
-        for step in reversed(self.steps):
+        steps, reason = self.steps, ""
+        distributed.agree({"checkpoints of steps": ", ".join(map(str, steps[-10:])) or "none"})
+        for step in reversed(steps):
+            folder = self.folder / str(step)
             try:
-                _check_fits(self.folder / str(step), abstract)
-                with jax.transfer_guard("allow"):
-                    return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+                _, reason = _together(_check_fits, folder, abstract)
+                if not reason:
+                    state, reason = _together(_load, folder, abstract)
             except _Misfit as error:
-                raise CheckpointError(
-                    f"{self.folder / str(step)} is of another model ({error}): use another --workdir"
-                ) from error
-            except Exception as error:
-                reason = _first_line(error)
-                warn(f"checkpoint {self.folder / str(step)} does not load ({reason}); trying the one before it")
-        if self.steps:
+                raise CheckpointError(f"{folder} is of another model ({error}): use another --workdir") from error
+            if not reason:
+                return state
+            warn(f"checkpoint {folder} does not load ({reason}); trying the one before it")
+        if steps:
             raise CheckpointError(f"no checkpoint in {self.folder} loads ({reason}): start again in another --workdir")
         return None
 
     def close(self) -> None:
-        """Finish and release threads."""
-        self.wait()
-        self._checkpointer.close()
-
-    def _failed(self, step: int, error: Exception) -> str:
-        """Start afresh after a failed save (orbax would refuse the next one), and say what happened."""
+        """Finish and release threads. Other processes are not waited for: they may have ended."""
         with contextlib.suppress(Exception):
             self._checkpointer.close()
+
+    def _failed(self, step: int, reason: str) -> str:
+        """Start afresh after a failed save (orbax would refuse the next one), and say what happened."""
+        self.close()
         self._checkpointer = self._open()
         last = f"the checkpoint of step {self.steps[-1]} is whole" if self.steps else "there is no older checkpoint"
-        return (
-            f"checkpoint of step {step} could not be saved ({_first_line(error)}); {last}. Free space in {self.folder}"
-        )
+        return f"checkpoint of step {step} could not be saved ({reason}); {last}. Free space in {self.folder}"
 
 
 def load_parts(run_folder: str | pathlib.Path, abstract: Any, step: int | None = None) -> Any:
@@ -164,6 +157,32 @@ def _check_fits(folder: pathlib.Path, wanted: Any, partial: bool = False) -> Non
         there, here = saved.get(name, "absent"), wanted.get(name, "absent")
         if there != here:
             raise _Misfit(f"{name} is {there} there and {here} here")
+
+
+def _load(folder: pathlib.Path, wanted: Any) -> Any:
+    """The state in a checkpoint's folder. This process waits for no other: one may fail alone."""
+    context = ocp.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    with context:
+        return ocp.load_checkpointables(folder, {"state": wanted})["state"]
+
+
+def _together(task: Callable[..., Any], *args: Any) -> tuple[Any, str]:
+    """The result of task(*args), and what went wrong with it on any process, "" if nothing did.
+
+    All processes do and learn the same: orbax makes them wait for each other, and counts what each has done.
+    """
+    result, reason = None, ""
+    try:
+        with jax.transfer_guard("allow"):  # a save copies to the host, which the loop's transfer guard would refuse
+            result = task(*args)
+    except _Misfit:  # what a checkpoint is made of is the same for all
+        raise
+    except Exception as error:
+        reason = _first_line(error)
+    reasons = dict.fromkeys(filter(None, distributed.gather(reason)))
+    return result, " and ".join(list(reasons)[:3])
 
 
 def _refuse(record: Any) -> bool:
