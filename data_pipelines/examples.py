@@ -37,9 +37,7 @@ def train_example(
     position, number, example = key
     storage.take_retries()  # those of before are not of this example
     # Masks first: they stay the same whether or not a video has to be replaced.
-    masks = (
-        masking.draw_masks(plan, rng) if plan.policy == "uniform" else masking.draw_masks_first_k(plan, position, seed)
-    )
+    masks = masking.draw(plan, rng, position, seed)
     source = sources[number]
     row, clip = divmod(example, data.clips_per_video)
     for substituted in range(MAX_SUBSTITUTIONS + 1):

@@ -148,6 +148,12 @@ def _first_k_budgets(
     return context or chosen[0], target or chosen[1]
 
 
+def draw(plan: MaskPlan, rng: np.random.Generator, position: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """The masks of one example by the policy of the plan: `draw_masks` from its generator, or `draw_masks_first_k` of
+    its position in the run of this seed."""
+    return draw_masks(plan, rng) if plan.policy == "uniform" else draw_masks_first_k(plan, position, seed)
+
+
 def draw_masks(plan: MaskPlan, rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
     """Masks of one clip, policy uniform.
 

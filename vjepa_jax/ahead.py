@@ -8,7 +8,7 @@ once and Pallas kernels not at all.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -99,8 +99,13 @@ def abstract_batch(run: RunConfig, setup: Setup, mesh: Mesh) -> dict[str, Any]:
                 masks[-1] |= {"context_valid": valid(context), "target_valid": valid(target)}
         return {"video": array(run.data.num_frames, *run.data.size, 3, dtype=jnp.uint8), "masks": masks}
 
-    batch = stream(run, setup.plan)
-    if streams := {name: stream(other, setup.stream_plans[name]) for name, other in run.stream_runs.items()}:
+    return by_stream(run, setup, stream)
+
+
+def by_stream(run: RunConfig, setup: Setup, make: Callable[[RunConfig, MaskPlan], dict[str, Any]]) -> dict[str, Any]:
+    """A batch of what `make` gives for the main stream and for the further ones."""
+    batch = make(run, setup.plan)
+    if streams := {name: make(other, setup.stream_plans[name]) for name, other in run.stream_runs.items()}:
         batch["streams"] = streams
     return batch
 

@@ -15,12 +15,13 @@ import jax
 import numpy as np
 
 from data_pipelines import masking
-from vjepa_jax.ahead import executed_flops
+from vjepa_jax.ahead import by_stream, executed_flops, lower
 from vjepa_jax.config import RunConfig
 from vjepa_jax.parallel import partitioning, profiling
 from vjepa_jax.parallel.chips import GIB, peak_flops
-from vjepa_jax.train import Setup, jit_step, prepare
-from vjepa_jax.training.state import abstract_state, init_state
+from vjepa_jax.parallel.compile import memory_parts
+from vjepa_jax.train import Setup, prepare
+from vjepa_jax.training.state import fresh_state
 
 WARM_UP, BATCHES, PROFILED = 3, 4, 3
 
@@ -46,10 +47,10 @@ def benchmark(run: RunConfig, repeats: int = 30, profile: str | None = None) -> 
     partitioning.check_mesh(run, mesh, setup.budgets)
     with partitioning.on_mesh(mesh):
         batches = [partitioning.put_batch(made_up_batch(run, setup, seed), mesh) for seed in range(BATCHES)]
-        step, compile_s, cached_s = _compile_twice(run, setup, mesh, batches[0])
+        step, compile_s, cached_s = _compile_twice(run, setup, mesh)
         shardings = partitioning.state_shardings(setup.abstract, mesh)
-        init = jax.jit(lambda: init_state(setup.objective, setup.optimizer, run.seed), out_shardings=shardings)
-        state, losses, times = _run(step, init(), batches, WARM_UP + repeats)
+        state = fresh_state(setup.objective, setup.optimizer, run.seed, shardings)
+        state, losses, times = _run(step, state, batches, WARM_UP + repeats)
         times = times[WARM_UP:]
         overlap = {}
         if profile is not None:
@@ -88,35 +89,26 @@ def made_up_batch(run: RunConfig, setup: Setup, seed: int) -> dict[str, Any]:
     rng = np.random.Generator(np.random.Philox(key=seed))
 
     def stream(run: RunConfig, plan: masking.MaskPlan) -> dict[str, Any]:
-        clips = range(run.batch_size)
-        if plan.policy == "first_k":
-            first = seed * run.batch_size
-            masks = [masking.draw_masks_first_k(plan, first + i, run.seed) for i in clips]
-        else:
-            masks = [masking.draw_masks(plan, rng) for _ in clips]
+        first = seed * run.batch_size
+        masks = [masking.draw(plan, rng, first + i, run.seed) for i in range(run.batch_size)]
         shape = (run.batch_size, run.data.num_frames, *run.data.size, 3)
         return {
             "video": rng.integers(0, 256, shape, np.uint8),
             "masks": jax.tree.map(lambda *rows: np.stack(rows), *masks),
         }
 
-    batch = stream(run, setup.plan)
-    if streams := {name: stream(other, setup.stream_plans[name]) for name, other in run.stream_runs.items()}:
-        batch["streams"] = streams
-    return batch
+    return by_stream(run, setup, stream)
 
 
-def _compile_twice(run: RunConfig, setup: Setup, mesh: Any, batch: Any) -> tuple[Any, float, float]:
+def _compile_twice(run: RunConfig, setup: Setup, mesh: Any) -> tuple[Any, float, float]:
     """The compiled step, which cannot compile again, and the seconds without and with the persistent cache."""
-    shardings = partitioning.state_shardings(setup.abstract, mesh)
-    state = abstract_state(setup.objective, setup.optimizer, shardings)
     kept, seconds = jax.config.jax_compilation_cache_dir, []
     with tempfile.TemporaryDirectory() as folder:
         try:
             for _ in range(2):
                 _use_cache(folder)
                 start = time.perf_counter()
-                compiled = jit_step(run, setup, mesh).lower(state, batch).compile()
+                compiled = lower(run, setup, mesh).compile()
                 seconds.append(time.perf_counter() - start)
         finally:
             _use_cache(kept)
@@ -157,12 +149,7 @@ def _record(run: RunConfig, setup: Setup, mesh: Any, seconds: float) -> dict[str
 
 def _memory(step: Any) -> dict[str, float]:
     """GiB of one device."""
-    plan = step.memory_analysis()
-    parts = {
-        "arguments": plan.argument_size_in_bytes,
-        "temporary": plan.temp_size_in_bytes,
-        "program": plan.generated_code_size_in_bytes,
-    }
+    parts = memory_parts(step)
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
         parts["peak"] = peak

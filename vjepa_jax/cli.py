@@ -145,8 +145,6 @@ def _report(argv: list[str]) -> int:
     )
     parser.add_argument("--workdir", required=True, metavar="DIR")
     options = parser.parse_args(argv)
-    import os
-
     from vjepa_jax.training.report import write_report
 
     if not os.path.isdir(options.workdir):
@@ -217,8 +215,6 @@ def _compile(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object an attempt, as each is done")
     options, overrides = parser.parse_known_args(argv)
     _reject_unknown(parser, overrides)
-    import os
-
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, jax would look for a TPU
     from vjepa_jax import ahead, config_file
     from vjepa_jax.parallel.compile import Topology

@@ -33,7 +33,7 @@ from vjepa_jax.training.files import write_json
 from vjepa_jax.training.metrics import RunLog
 from vjepa_jax.training.optim import decay_mask, make_optimizer
 from vjepa_jax.training.report import write_report
-from vjepa_jax.training.state import abstract_state, init_state, num_parameters
+from vjepa_jax.training.state import abstract_state, fresh_state, num_parameters
 from vjepa_jax.training.step import MODEL_KEYS, make_train_step
 from vjepa_jax.training.stopping import StopSignal
 from vjepa_jax.training.watchdog import Watchdog
@@ -140,7 +140,7 @@ def train(
     state = checkpoints.restore(abstract_state(objective, optimizer, shardings), warn=_warn)
     if state is None:
         with partitioning.on_mesh(mesh):
-            state = jax.jit(lambda: init_state(objective, optimizer, run.seed), out_shardings=shardings)()
+            state = fresh_state(objective, optimizer, run.seed, shardings)
         state = starting.begin(run, workdir, state, mesh, warn=_warn)
     start = int(jax.device_get(state["step"]))
 

@@ -101,14 +101,19 @@ def compile_program(lowered: jax.stages.Lowered) -> Outcome:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Outcome(time.perf_counter() - start, {}, needed_bytes(str(error)), error=str(error).splitlines()[0])
-    seconds, stats = time.perf_counter() - start, compiled.memory_analysis()
-    memory = {
+    seconds, memory = time.perf_counter() - start, memory_parts(compiled)
+    return Outcome(seconds, memory | {"total": sum(memory.values())}, hlo=compiled.as_text())
+
+
+def memory_parts(compiled: jax.stages.Compiled) -> dict[str, float]:
+    """Bytes of one device that a compiled program takes, by part."""
+    stats = compiled.memory_analysis()
+    return {
         "arguments": stats.argument_size_in_bytes,
         "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,  # beyond donated arguments
         "temporary": stats.temp_size_in_bytes,
         "program": stats.generated_code_size_in_bytes,
     }
-    return Outcome(seconds, memory | {"total": sum(memory.values())}, hlo=compiled.as_text())
 
 
 def needed_bytes(message: str) -> float:

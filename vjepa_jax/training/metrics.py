@@ -311,8 +311,9 @@ class RunLog:
 
 def _lost_seconds(path: Path, totals: Mapping[str, float]) -> float:
     """What the last line of metrics.jsonl has in seconds that the totals of the last checkpoint have not."""
-    records = read_metrics(path)
-    then = sum(value for key, value in records[-1].items() if key.startswith("time/")) if records else 0.0
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    last = next(filter(None, map(_parse, reversed(lines))), {})
+    then = sum(value for key, value in last.items() if key.startswith("time/"))
     return max(then - sum(spent(totals).values()), 0.0)
 
 

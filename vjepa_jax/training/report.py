@@ -107,11 +107,10 @@ def _against_baselines(record: Mapping[str, Any]) -> str:
 
 
 def _tiles(
-    records: Sequence[Mapping[str, Any]], config: Mapping[str, Any], run: Mapping[str, Any], probes: Sequence[Any]
+    records: Sequence[Mapping[str, Any]], config: Mapping[str, Any], totals: Mapping[str, Any], probes: Sequence[Any]
 ) -> str:
     tiles: list[tuple[str, str, str]] = []
     last = {k: (v, r["step"]) for r in records for k, v in r.items()}
-    totals = run.get("totals") if isinstance(run.get("totals"), dict) else {}
     if records:
         of = f"of {config['steps']:,}" if isinstance(config.get("steps"), int) else ""
         clips = totals.get("items") or records[-1]["step"] * config.get("batch_size", 0)
@@ -373,7 +372,7 @@ def write_report(
     body = (
         f'<header><p class="soft">Training run{" · " if when else ""}{when}</p><h1>{html.escape(name)}</h1>'
         f'<p class="verdict {state}"><b>{word}.</b> {html.escape(sentence[:1].upper() + sentence[1:])}</p>'
-        f"{_tiles(records, config, run, probes)}<nav>{links}</nav></header>\n"
+        f"{_tiles(records, config, totals, probes)}<nav>{links}</nav></header>\n"
         + "".join(f"<p>{html.escape(p)}</p>" for p in problems)
         + "\n".join(_section(*s) for s in sections)
         + (f"<footer>{_HINT}</footer>" if records else "<p>No metrics yet.</p>")

@@ -16,9 +16,14 @@ State = dict[str, Any]
 
 
 def init_state(objective: Any, optimizer: optax.GradientTransformation, seed: int) -> State:
-    """A fresh state. Traceable: jit it with out_shardings to build it in place on a mesh."""
+    """A fresh state. Traceable; `fresh_state` builds it in place on a mesh."""
     params, aux = objective.init(jax.random.key(seed))
     return {"step": jnp.zeros([], jnp.int32), "params": params, "aux": aux, "opt": optimizer.init(params)}
+
+
+def fresh_state(objective: Any, optimizer: optax.GradientTransformation, seed: int, shardings: State) -> State:
+    """`init_state`, every array made where its sharding puts it. Call it with the mesh set (partitioning.on_mesh)."""
+    return jax.jit(lambda: init_state(objective, optimizer, seed), out_shardings=shardings)()
 
 
 def abstract_state(objective: Any, optimizer: optax.GradientTransformation, shardings: State | None = None) -> State:
