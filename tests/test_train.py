@@ -1,5 +1,6 @@
 """The loop end to end on a tiny model: what a run leaves, exact resume, faults, meshes."""
 
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from data_pipelines import masking
 from vjepa_jax import cli
@@ -203,6 +205,29 @@ def test_a_full_disk_while_saving_loses_nothing(tiny_config, tmp_path, monkeypat
     assert "checkpoint of step 4 could not be saved" in output
     assert "the checkpoint of step 2 is whole. Free space in" in output
     assert code == 0 and Checkpoints(tmp_path).steps == [2, 6]
+
+
+def test_a_last_save_that_fails_at_once_fails_the_run(tiny_config, tmp_path, monkeypatch, capsys):
+    """As where no folder can be made. What failed before is no reason to fail: step 4 of the second run."""
+    save = ocp.training.Checkpointer.save_checkpointables_async
+    full: set[int] = {6}
+
+    def refused(self, step, state):
+        if step in full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(self, step, state)
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", refused)
+    run = run_of(tiny_config(steps=6, checkpoint={"every_steps": 2, "keep_last": 3}))
+    reason = r"could not be saved \(OSError: \[Errno 28\] No space left on device\)"
+    assert train_lib.train(run, tmp_path / "last") == train_lib.EXIT_FAILED
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "could not be saved" in line]
+    assert re.search(f"checkpoint of step 6 {reason}; the checkpoint of step 4 is whole. Free space in", line)
+    full.clear()
+    assert train_lib.train(run, tmp_path / "last") == 0 and Checkpoints(tmp_path / "last").steps == [2, 4, 6]
+    full.add(4)
+    assert train_lib.train(run, tmp_path / "middle") == 0 and Checkpoints(tmp_path / "middle").steps == [2, 6]
+    assert "checkpoint of step 4 could not be saved" in capsys.readouterr().out
 
 
 def test_undecodable_videos_are_counted_and_named_once(tiny_config, tiny_world, tmp_path):

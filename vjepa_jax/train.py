@@ -275,10 +275,11 @@ def train(
                 save(step)
             if problem := checkpoints.wait():
                 log.warn(problem)
+            saved = not problem and step in checkpoints.steps  # a save that failed at once has been warned of
             if stopping and step < run.steps:
                 who = stop.asked or "a signal to another process"
                 log.say(f"stopped by {who} after step {step}; run the same command again to go on")
-                return EXIT_FAILED if problem else EXIT_RESUME
+                return EXIT_RESUME if saved else EXIT_FAILED
             if run.eval.path:
                 with log.spend("evaluation"):
                     evaluate(step)
@@ -286,7 +287,7 @@ def train(
             if run.log.report and is_main:
                 log.say(f"report: {write_report(workdir)}")
             distributed.meet("end")
-            return EXIT_FAILED if problem else 0
+            return 0 if saved else EXIT_FAILED
     finally:
         batches.close()
         checkpoints.close()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from vjepa_jax.config import CheckpointConfig
 from vjepa_jax.training.checkpoint import CheckpointError, Checkpoints, load_parts
@@ -58,6 +59,35 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, what):
     damage(tmp_path / "checkpoints" / "1", what)
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* loads \(.*\): start again in another --workdir"):
         Checkpoints(tmp_path).restore(abstract_of(state_at(0)), warn=said.append)
+
+
+def test_two_failures_in_a_row_are_both_told(tmp_path, monkeypatch):
+    """The first is known when the second save begins, which fails as well, at once."""
+    save_all(tmp_path, [1])
+    checkpoints = Checkpoints(tmp_path)
+    save = ocp.training.Checkpointer.save_checkpointables_async
+
+    class Late:
+        def result(self):
+            raise OSError("disk full")
+
+    def refused(self, step, state):
+        if step == 2:
+            return Late()
+        if step == 3:
+            raise OSError("no folder")
+        return save(self, step, state)
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", refused)
+    assert checkpoints.save(2, state_at(2)) is None
+    assert checkpoints.save(3, state_at(3)) == (
+        "checkpoint of step 2 could not be saved (OSError: disk full) and "
+        "checkpoint of step 3 could not be saved (OSError: no folder); "
+        f"the checkpoint of step 1 is whole. Free space in {tmp_path / 'checkpoints'}"
+    )
+    assert checkpoints.wait() is None and checkpoints.save(4, state_at(4)) is None and checkpoints.wait() is None
+    assert checkpoints.steps == [1, 4]
+    checkpoints.close()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ again.
 
 import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import absl.logging
@@ -53,23 +53,19 @@ class Checkpoints:
         return sorted(c.step for c in self._checkpointer.checkpoints)
 
     def save(self, step: int, state: Any) -> str | None:
-        """Start saving. Returns what went wrong with the save before, or with this one as far as it got, else None."""
-        problem = self.wait()
-        if step in self.steps:
-            return problem
-        response, reason = _together(self._checkpointer.save_checkpointables_async, step, {"state": state})
-        if reason:
-            return self._failed(step, reason)
-        self._pending = (step, response)
-        return problem
+        """Start saving. Returns what went wrong with the save before and with this one as far as it got, else None."""
+        failures = self._finish()
+        if step not in self.steps:
+            response, reason = _together(self._checkpointer.save_checkpointables_async, step, {"state": state})
+            if reason:
+                failures |= self._failed(step, reason)
+            else:
+                self._pending = (step, response)
+        return self._told(failures)
 
     def wait(self) -> str | None:
         """Finish the save in progress. Returns what went wrong, else None."""
-        if self._pending is None:
-            return None
-        (step, response), self._pending = self._pending, None
-        written, reason = _together(response.result)
-        return None if written and not reason else self._failed(step, reason or "orbax did not write it")
+        return self._told(self._finish())
 
     def restore(self, abstract: Any, warn=print) -> Any | None:
         """The newest state that loads, as arrays with the shardings of `abstract`; None where there is no checkpoint.
@@ -101,12 +97,27 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._checkpointer.close()
 
-    def _failed(self, step: int, reason: str) -> str:
-        """Start afresh after a failed save (orbax would refuse the next one), and say what happened."""
+    def _finish(self) -> dict[int, str]:
+        """Wait for the save in progress. Returns what went wrong, by step: {} where nothing did."""
+        if self._pending is None:
+            return {}
+        (step, response), self._pending = self._pending, None
+        written, reason = _together(response.result)
+        return {} if written and not reason else self._failed(step, reason or "orbax did not write it")
+
+    def _failed(self, step: int, reason: str) -> dict[int, str]:
+        """Start afresh after a failed save: orbax would refuse the next one."""
         self.close()
         self._checkpointer = self._open()
+        return {step: reason}
+
+    def _told(self, failures: Mapping[int, str]) -> str | None:
+        """One line on saves that failed, in which each has its reason."""
+        if not failures:
+            return None
+        what = " and ".join(f"checkpoint of step {step} could not be saved ({why})" for step, why in failures.items())
         last = f"the checkpoint of step {self.steps[-1]} is whole" if self.steps else "there is no older checkpoint"
-        return f"checkpoint of step {step} could not be saved ({reason}); {last}. Free space in {self.folder}"
+        return f"{what}; {last}. Free space in {self.folder}"
 
 
 def load_parts(run_folder: str | pathlib.Path, abstract: Any, step: int | None = None) -> Any:
