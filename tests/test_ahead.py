@@ -144,6 +144,22 @@ def test_a_step_on_a_small_topology(topology, mesh):
 
 
 @needs_libtpu
+@pytest.mark.parametrize("replica", [2, 4])
+def test_a_step_on_two_slices(replica):
+    """Gradients in bf16 are added up within a slice first; each chip exchanges its share with one of the other."""
+    run = from_config_dict(small(mesh={"replica": replica}))
+    row = ahead.describe("", run, Topology("v5e:2x2", slices=2))
+    assert row["fits"] and "over replica dcn" in ahead.format_rows([row])
+    exchanged = row["collectives"]["all-reduce dcn"]
+    assert exchanged["in_step"] > exchanged["in_program"]  # layers are scanned
+    assert exchanged["gib"] == row["network"]["replica dcn"]["gib"]
+    parameters = encoder_size(run.model).num_parameters() + predictor_size(run.model).num_parameters()
+    least = 2.0 * parameters / 4  # of 4 chips of a slice, to 1 other slice: 2 (1 - 1/2) times its share
+    assert least < GIB * exchanged["gib"] < 1.7 * least  # shards of these small widths are padded to tiles
+    assert row["roofline"]["dcn"] == pytest.approx(GIB * exchanged["gib"] / Topology("v5e:2x2").chip.dcn)
+
+
+@needs_libtpu
 def test_a_step_that_does_not_fit_says_so(repo, capsys):
     run = from_config_dict(small(batch_size=65536, model=small()["model"] | {"remat": "none", "attention": "xla"}))
     row = ahead.describe("", run, Topology("v5e:2x2"))

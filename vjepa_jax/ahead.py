@@ -39,10 +39,10 @@ def describe(name: str, run: RunConfig, topology: Topology) -> dict[str, Any]:
 
     Returns:
       "fits" and "error"; "gib_per_device" by part against "hbm_gib" (of a step that does not fit, what the compiler
-      says it needs, where it says so); "collectives" by kind: how many the program holds, how often a step runs them,
-      GiB sent by one device; "network": these by mesh axes, with their seconds and FLOPs a byte; "kernels": calls of
-      Pallas kernels in the program; "flops_per_step" (analytic, 2 a multiply-add, of all devices, no recomputation);
-      "roofline": seconds.
+      says it needs, where it says so); "collectives" by kind, those between slices as "all-reduce dcn" and the like:
+      how many the program holds, how often a step runs them, GiB sent by one device; "network": these by mesh axes,
+      with their seconds and FLOPs a byte; "kernels": calls of Pallas kernels in the program; "flops_per_step"
+      (analytic, 2 a multiply-add, of all devices, no recomputation); "roofline": seconds.
 
     Raises:
       ConfigError: what is wrong with the config, the topology, or the mesh on it.
@@ -112,8 +112,9 @@ def by_stream(run: RunConfig, setup: Setup, make: Callable[[RunConfig, MaskPlan]
 
 def _measured(run: RunConfig, setup: Setup, mesh: Mesh, topology: Topology, outcome: Outcome) -> dict[str, Any]:
     """What is read from a program that compiled."""
-    found = read_collectives(outcome.hlo, mesh.size)
-    table = traffic(found, mesh.shape, list(mesh.devices.flat), topology.chip)
+    devices = list(mesh.devices.flat)
+    found = read_collectives(outcome.hlo, devices)
+    table = traffic(found, mesh.shape, devices, topology.chip)
     flops = executed_flops(run, setup) / mesh.size
     network = {
         axes: {"gib": row["bytes"] / GIB, "seconds": row["seconds"], "flops_per_byte": flops / row["bytes"]}
@@ -131,7 +132,8 @@ def _measured(run: RunConfig, setup: Setup, mesh: Mesh, topology: Topology, outc
 def _by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
     kinds: dict[str, dict[str, float]] = {}
     for one in found:
-        row = kinds.setdefault(one.kind, {"in_program": 0, "in_step": 0, "gib": 0.0})
+        kind = one.kind if one.network == "ici" else f"{one.kind} {one.network}"
+        row = kinds.setdefault(kind, {"in_program": 0, "in_step": 0, "gib": 0.0})
         row["in_program"] += 1
         row["in_step"] += one.times
         row["gib"] += one.sent / GIB

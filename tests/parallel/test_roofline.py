@@ -60,6 +60,14 @@ def test_permutations_go_over_one_network_in_both_directions():
     assert traffic([between], mesh, devices, CHIP) == {"replica dcn": {"bytes": 160.0, "seconds": 80.0}}
 
 
+def test_an_exchange_sends_each_part_once():
+    mesh, devices = {"replica": 2, "fsdp": 4}, grid(1, 4, slices=2)
+    one = Collective("all-to-all", size=80.0, times=1, groups=np.arange(8)[None])
+    table = traffic([one], mesh, devices, CHIP)
+    assert table["replica+fsdp dcn"]["bytes"] == 40.0  # the half that is for the other slice
+    assert table["replica+fsdp ici"]["bytes"] == 30.0
+
+
 def test_the_slowest_part_is_the_step():
     table = {"fsdp ici": {"bytes": 1.0, "seconds": 3.0}, "replica ici": {"bytes": 1.0, "seconds": 4.0}}
     times = roofline(CHIP, flops=600.0, memory_bytes=100.0, table=table)

@@ -2,7 +2,10 @@
 
 XLA's own cost analysis counts the body of a loop once; here a layer scan counts with its number of layers. What TPU
 programs do with collectives, and this module undoes: an asynchronous one appears in the fusions that start, carry and
-finish it, all under one channel; a reduce-scatter is a fusion called all-reduce-scatter.
+finish it, all under one channel; a reduce-scatter is a fusion called all-reduce-scatter. With several slices the
+program is that of one slice, whose devices its groups count. What slices exchange is a `send` to libtpu's runtime for
+their network (megascale) and a `recv`, with attributes that say which collective they stand for and among which
+devices. Of a collective that extends over a slice and over several, libtpu makes one of each kind.
 """
 
 import dataclasses
@@ -10,6 +13,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +27,16 @@ _FUSED = re.compile(r"^(fused_computation|async_collective_fusion)")
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _BITS = re.compile(r"[a-z]+(\d+)")
 
+_MEGASCALE = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+_TRANSFERS = {
+    "ALL_GATHER": "all-gather",
+    "ALL_REDUCE": "all-reduce",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
+_SLICE_IDS = 100_000  # libtpu numbers the devices of the first slice from this, of the second from twice this, ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -33,12 +47,14 @@ class Collective:
       size: bytes of its largest side on one device: the result of an all-gather, the operand of a reduce-scatter.
       times: how often a step runs it.
       groups: device numbers [groups, members] in the order of the mesh; of a permutation its (source, target) pairs.
+      network: "dcn" of what slices exchange, "ici" of all else.
     """
 
     kind: str
     size: float
     times: int
     groups: np.ndarray
+    network: str = "ici"
 
     @property
     def sent(self) -> float:
@@ -67,25 +83,36 @@ class _Instruction:
     rest: str
 
 
-def read_collectives(hlo: str, num_devices: int) -> list[Collective]:
+def slice_of(device: Any) -> int:
+    """Which of several slices a jax.Device is in; 0 where there is one."""
+    return getattr(device, "slice_index", 0) or 0
+
+
+def read_collectives(hlo: str, devices: Sequence[Any]) -> list[Collective]:
     """The collectives of a compiled program (`jax.stages.Compiled.as_text`); those among one device are left out.
 
+    Args:
+      devices: of the mesh, in its order; where they are in several slices, with `id` and `slice_index`.
+
     Raises:
-      ValueError: a loop whose number of rounds or a collective whose groups cannot be read.
+      ValueError: a loop whose number of rounds, or a collective or transfer between slices that cannot be read.
     """
     computations, entry = _computations(hlo)
     times = _times(computations, entry)
+    places = _places(hlo, devices)
     found: list[Collective] = []
     fused: dict[tuple[str, str], list[Collective]] = defaultdict(list)
     for name, instructions in computations.items():
-        for one in instructions:
-            kind = one.opcode.removesuffix("-start")
-            if kind not in KINDS or not times[name]:
+        for one in instructions if times[name] else ():
+            if one.opcode == "send" and _MEGASCALE in one.rest:
+                found.append(_transfer(one, times[name], devices))
+            if (kind := one.opcode.removesuffix("-start")) not in KINDS:
                 continue
             scattered = kind == "all-reduce" and name.startswith("all-reduce-scatter")
-            groups = _groups(one.rest, num_devices)
+            groups = _groups(one.rest, places.shape[1])
             if groups.shape[1] > 1:
                 size = _size(kind, one, groups.shape[1])
+                groups = places[:, groups].reshape(-1, groups.shape[1])
                 collective = Collective("reduce-scatter" if scattered else kind, size, times[name], groups)
                 channel = re.search(r"channel_id=(\d+)", one.rest)
                 if _FUSED.search(name) and not scattered and channel:
@@ -94,6 +121,43 @@ def read_collectives(hlo: str, num_devices: int) -> list[Collective]:
                     found.append(collective)
     # of the copies of an asynchronous one the start runs the least often: what carries it may sit in an inner loop
     return [*found, *(min(copies, key=lambda one: one.times) for copies in fused.values())]
+
+
+def _places(hlo: str, devices: Sequence[Any]) -> np.ndarray:
+    """Where the partitions of the program are in the mesh [programs, partitions]. Each slice runs one, and numbers its
+    devices in the order of the mesh."""
+    told = re.search(r"\bnum_partitions=(\d+)", hlo.partition("\n")[0])
+    partitions = int(told[1]) if told else len(devices)
+    if partitions == len(devices):
+        return np.arange(partitions)[None]
+    order = np.argsort([slice_of(device) for device in devices], kind="stable").reshape(-1, partitions)
+    if any(len({slice_of(devices[i]) for i in row}) > 1 for row in order):
+        raise ValueError(f"a program for {partitions} devices is none of one slice")
+    return order
+
+
+def _transfer(one: _Instruction, times: int, devices: Sequence[Any]) -> Collective:
+    """What a chip gives to the network between slices."""
+    place = {device.id: i for i, device in enumerate(devices)}
+    kind = _TRANSFERS.get(_attribute(one, r'transfer_type="(\w+)"'))
+    target = _attribute(one, r'target=("[^"]*"|\{\{.*?\}\})')
+    if same := re.fullmatch(r'"\{([\d,]+)\}x\{([\d,:]+)\}"', target):  # these devices of each slice
+        spans = [_numbers(span.replace(":", ",")) for span in same[2].split(",")]
+        own = [i for span in spans for i in range(span[0], span[-1] + 1)]
+        ids = [[number * _SLICE_IDS + i for number in _numbers(same[1])] for i in own]
+    else:
+        ids = [_numbers(group.replace("->", ",")) for group in re.findall(r"\{([\d,\->]+)\}", target)]
+    uneven = len({len(group) for group in ids}) != 1
+    if kind is None or uneven or any(i not in place for group in ids for i in group):
+        raise ValueError(f"cannot read a transfer between slices: {one.name} {one.rest[:200]}")
+    groups = np.array([[place[i] for i in group] for group in ids])
+    size = _bytes(*_ARRAY.findall(one.shape)[0])
+    return Collective(kind, size * (groups.shape[1] if kind == "all-gather" else 1), times, groups, "dcn")
+
+
+def _attribute(one: _Instruction, pattern: str) -> str:
+    found = re.search(rf"_xla_megascale_{pattern}", one.rest)
+    return found[1] if found else ""
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:

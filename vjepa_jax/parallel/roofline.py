@@ -2,9 +2,10 @@
 
 Assumptions, those of "How to Scale Your Model" (jax-ml.github.io/scaling-book): a collective keeps all links of the
 torus axes that its group extends along busy, in both directions where the group covers an axis that closes to a ring,
-else in one; permutations of a collective matmul go both ways at once. Between slices a collective first runs within
-each slice, then every chip exchanges its share over the network of the data centre. Collectives of one network follow
-one another. Nothing else costs time, and compute, memory and networks overlap: the step takes as long as the slowest.
+else in one; permutations of a collective matmul go both ways at once. Where a collective extends over several slices,
+it runs within each of them, and every chip exchanges its share with its peers in the other slices over the network of
+the data centre (DCN), at its part of its host's bandwidth. Collectives of one network follow one another. Nothing else
+costs time, and compute, memory and networks overlap: the step takes as long as the slowest.
 """
 
 import math
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vjepa_jax.parallel.chips import Chip
-from vjepa_jax.parallel.collectives import Collective, sent_bytes
+from vjepa_jax.parallel.collectives import Collective, sent_bytes, slice_of
 
 
 def traffic(
@@ -32,12 +33,17 @@ def traffic(
     for one in collectives:
         axes = "+".join(one.axes(mesh)) or "none"
         members = [devices[i] for i in one.groups[0]]
-        slices = len({_slice(device) for device in members})
+        slices = len({slice_of(device) for device in members})
         own = len(members) // slices
         shares = {"ici": (one.size, own, chip.ici_link * _links(one, members, extent, chip.ring))}
         if slices > 1:
-            pair = one.kind == "collective-permute"  # goes over one network or the other
-            shares = ({} if pair else shares) | {"dcn": (one.size / own, slices, chip.dcn)}
+            if one.kind == "collective-permute":  # goes over one network or the other
+                shares = {}
+            between = one.size / own
+            if one.kind == "all-to-all":  # what is for other slices is no one else's to send
+                shares = {"ici": (one.size / slices, *shares["ici"][1:])}
+                between = one.size
+            shares["dcn"] = (between, slices, chip.dcn)
         for network, (size, count, speed) in shares.items():
             sent = one.times * sent_bytes(one.kind, size, count)
             if sent:
@@ -57,10 +63,6 @@ def _links(one: Collective, members: Sequence[Any], extent: Sequence[int], ring:
         for length, whole in zip(lengths, extent, strict=True)
         if length > 1
     )
-
-
-def _slice(device: Any) -> int:
-    return getattr(device, "slice_index", 0) or 0
 
 
 def roofline(
