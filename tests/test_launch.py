@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from vjepa_jax.config import MeshConfig
+from vjepa_jax.parallel.partitioning import mesh_sizes
+
 SCRIPTS = ("slurm.sbatch", "tpu_vm.sh", "gke_xpk.sh", "ssh.sh")
 TRAIN = ["--config", "experiments/pretrain/folder.py", "--config.data.weights=(0.5,0.5)", "--workdir", "/shared/my run"]
 
@@ -70,6 +73,21 @@ def test_gke(launch):
     (command,) = dry_run(launch / "gke_xpk.sh", "first", *TRAIN, CLUSTER="c", IMAGE="i", TPU_TYPE="v5p-256", SLICES="2")
     assert command[:3] == ["xpk", "workload", "create"] and command[command.index("--num-slices") + 1] == "2"
     assert shlex.split(command[-1]) == ["vjepa", "train", "--distributed", *TRAIN]
+
+
+@pytest.mark.parametrize("name", ["tpu_vm.sh", "gke_xpk.sh"])
+@pytest.mark.parametrize("chips", [16, 256, 512])
+def test_the_mesh_for_pods_is_in_the_example_and_said_where_none_is_given(launch, name, chips):
+    variables = {"TPU": "pod", "ZONE": "zone", "CLUSTER": "c", "IMAGE": "i", "TPU_TYPE": "v5p-256", "DRY_RUN": "1"}
+    environment = {"PATH": os.environ["PATH"], **variables}
+    command = [launch / name, "first", *TRAIN]
+    note = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stderr
+    mesh = dict(re.findall(r"--config\.mesh\.(\w+)=(-?\d+)", (launch / name).read_text().partition("set -")[0]))
+    assert mesh == dict(re.findall(r"--config\.mesh\.(\w+)=(-?\d+)", note))
+    sizes = mesh_sizes(MeshConfig(**{axis: int(size) for axis, size in mesh.items()}), chips)
+    assert sizes == [chips // 16, 16, 1, 1]
+    command += [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    assert not subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stderr
 
 
 @pytest.mark.parametrize("name", ["tpu_vm.sh", "gke_xpk.sh", "ssh.sh"])

@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # A Cloud TPU slice: the same command on all of its hosts.
-#   TPU=NAME ZONE=us-central2-b experiments/launch/tpu_vm.sh --config C --workdir gs-mounted/RUN
+#   TPU=NAME ZONE=us-central2-b experiments/launch/tpu_vm.sh --config C --workdir gs-mounted/RUN \
+#     --config.mesh.fsdp=16 --config.mesh.replica=-1
+# The mesh is that for 16 chips and more: weights in shards over 16 of them, copies over the rest (replica = chips / 16;
+# why: experiments/benchmarks/aot_tpu_202611.md).
 # Everything after the script's name goes to `vjepa train`. The repository is copied to every host and installed there.
 # Starts again after exit code 75 (stopped by a signal, or a process was lost). DRY_RUN=1 prints the commands.
 set -euo pipefail
 : "${TPU:?name of the TPU}" "${ZONE:?its zone}"
+if [[ "$*" != *--config.mesh.* ]]; then
+  echo "note: on 16 chips and more, --config.mesh.fsdp=16 --config.mesh.replica=-1, unless the config has a mesh" >&2
+fi
 root=$(cd "$(dirname "$0")/../.." && pwd)
 name=$(basename "$root")
 
