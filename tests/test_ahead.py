@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import pathlib
 
 import jax
 import numpy as np
@@ -89,6 +90,15 @@ def test_search_finds_the_largest_batch(tiny_config, monkeypatch, limit, guess):
     speeds = {r: by_speed(r) / (by_speed(r) * (1.5 if r == "full" else 1.0) + 1.0) for r in limit}
     assert ahead.best(rows)["remat"] == max(speeds, key=speeds.get)
     assert ahead.best([row for row in rows if not row["fits"]]) is None
+
+
+def test_a_search_says_which_attempt_is_the_fastest():
+    with (pathlib.Path(__file__).parent.parent / "experiments/benchmarks/aot_tpu_202611.jsonl").open() as file:
+        found = [row for row in map(json.loads, file) if row.get("what") == "search"]
+    *_, last = ahead.format_rows(found).splitlines()
+    assert last == "most clips a second: batch 256, remat dots (838 at best)"
+    refused = [row for row in found if not row["fits"]]
+    assert "most clips" not in ahead.format_rows(refused) and "most clips" not in ahead.format_rows(found[:1])
 
 
 def test_the_first_guess_is_the_estimate_of_the_dry_run(tiny_config):

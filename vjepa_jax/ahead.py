@@ -214,7 +214,7 @@ def best(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def format_rows(rows: list[dict[str, Any]]) -> str:
-    """What `describe` tells, one column a row."""
+    """What `describe` tells, one column a row; of several attempts at a run (`search`) a line says the fastest."""
     lines: list[list[str]] = []
     add = lambda label, cell: lines.append([label, *(cell(row) if row["fits"] else "" for row in rows)])
     always = lambda label, cell: lines.append([label, *map(cell, rows)])
@@ -240,7 +240,17 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
     add("MFU at best", lambda r: f"{r['roofline']['mfu']:.0%}")
     head = ["", *(row["stage"] or "the run" for row in rows)]
     errors = dict.fromkeys(f"does not fit: {row['error']}" for row in rows if row["error"])
-    return "\n".join([align(head, lines, right=range(1, len(head))), *errors])
+    return "\n".join([align(head, lines, right=range(1, len(head))), *errors, *_fastest(rows)])
+
+
+def _fastest(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each run that several rows are attempts at."""
+    for name in dict.fromkeys(row["stage"] for row in rows):
+        attempts = [row for row in rows if row["stage"] == name]
+        if len(attempts) > 1 and (row := best(attempts)):
+            speed = row["batch_size"] / row["roofline"]["step"]
+            run = f" of {name}" if name else ""
+            yield f"most clips a second{run}: batch {row['batch_size']:,}, remat {row['remat']} ({speed:,.0f} at best)"
 
 
 def _kind_cell(row: Mapping[str, float] | None) -> str:
