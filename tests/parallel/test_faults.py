@@ -65,6 +65,7 @@ def test_both_go_on_from_the_newest_checkpoint_that_loads_on_both(alone, config,
         assert output.count("trying the one before it") == 2
     assert "going on from step 4" in outputs[0]
     assert_same(workdir, alone)
+    assert "going on from step 12" in train(config, workdir, PROCESSES, devices=DEVICES)[0]  # saved anew
 
 
 def test_a_full_disk_while_saving_loses_nothing(alone, config, tmp_path):

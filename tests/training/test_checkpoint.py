@@ -90,6 +90,28 @@ def test_two_failures_in_a_row_are_both_told(tmp_path, monkeypatch):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("step", [3, 4, 8])
+def test_what_did_not_load_gives_way_to_the_next_save(tmp_path, step):
+    """Below the damaged ones, as after a signal, or in the place of one."""
+    save_all(tmp_path, [2, 4, 8], CheckpointConfig(keep_last=3))
+    for damaged in ("4", "8"):
+        damage(tmp_path / "checkpoints" / damaged, "data")
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2))
+    assert int(checkpoints.restore(abstract_of(state_at(0)), warn=str)["step"]) == 2
+    assert checkpoints.steps == [2, 4, 8]  # nothing is removed before there is something to save
+    assert checkpoints.save(step, state_at(step)) is None and checkpoints.wait() is None
+    assert checkpoints.steps == [2, step]
+    checkpoints.close()
+    assert int(Checkpoints(tmp_path).restore(abstract_of(state_at(0)), warn=str)["step"]) == step
+
+
+def test_a_save_that_orbax_declines_is_told(tmp_path):
+    save_all(tmp_path, [4])
+    checkpoints = Checkpoints(tmp_path)
+    assert "step 3 could not be saved (orbax did not write it); the" in checkpoints.save(3, state_at(3))
+    checkpoints.close()
+
+
 @pytest.mark.parametrize(
     "other, what",
     [

@@ -2,7 +2,7 @@
 
 A checkpoint holds {"state": the training state}; the run's config lies beside it in config.json. A failed save (a full
 disk, say) never touches older checkpoints and never stops the run by itself: it is reported, and the next save tries
-again.
+again. A checkpoint that did not load when the run went on from one before it is removed by the next save.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from vjepa_jax.parallel import distributed
 
 FORMAT = 1  # of the tree; raised with a CHANGELOG line when an old checkpoint no longer loads
 FOLDER = "checkpoints"
+NOT_WRITTEN = "orbax did not write it"
 
 
 class CheckpointError(ValueError):
@@ -36,6 +37,7 @@ class Checkpoints:
             keep.append(policies.EveryNSteps(config.keep_every_steps))
         self._keep = policies.AnyPreservationPolicy(keep)
         self._pending: tuple[int, Any] | None = None
+        self._damaged: list[int] = []  # steps of checkpoints that did not load
         self._checkpointer = self._open()
 
     def _open(self) -> Any:
@@ -55,10 +57,11 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> str | None:
         """Start saving. Returns what went wrong with the save before and with this one as far as it got, else None."""
         failures = self._finish()
+        self._drop_damaged()
         if step not in self.steps:
             response, reason = _together(self._checkpointer.save_checkpointables_async, step, {"state": state})
-            if reason:
-                failures |= self._failed(step, reason)
+            if reason or response is None:
+                failures |= self._failed(step, reason or NOT_WRITTEN)
             else:
                 self._pending = (step, response)
         return self._told(failures)
@@ -86,6 +89,7 @@ class Checkpoints:
             except _Misfit as error:
                 raise CheckpointError(f"{folder} is of another model ({error}): use another --workdir") from error
             if not reason:
+                self._damaged = [one for one in steps if one > step]
                 return state
             warn(f"checkpoint {folder} does not load ({reason}); trying the one before it")
         if steps:
@@ -103,7 +107,11 @@ class Checkpoints:
             return {}
         (step, response), self._pending = self._pending, None
         written, reason = _together(response.result)
-        return {} if written and not reason else self._failed(step, reason or "orbax did not write it")
+        return {} if written and not reason else self._failed(step, reason or NOT_WRITTEN)
+
+    def _drop_damaged(self) -> None:
+        """Remove what did not load: orbax saves no step below the newest that is there, nor one that is there."""
+        self._damaged = [step for step in self._damaged if _together(self._checkpointer.delete, step)[1]]
 
     def _failed(self, step: int, reason: str) -> dict[int, str]:
         """Start afresh after a failed save: orbax would refuse the next one."""
