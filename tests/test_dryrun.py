@@ -53,7 +53,8 @@ def test_activations_are_what_autodiff_keeps(remat, dtype):
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     block = dryrun.block_residuals(encoder_size(model), tokens, model, remat, fused=False)
     assert kept / 3 == pytest.approx(block, rel=0.02)  # the rest are means and variances of LayerNorm
-    assert dryrun.block_residuals(encoder_size(model), tokens, model, remat, fused=True) <= block
+    fused = dryrun.block_residuals(encoder_size(model), tokens, model, remat, fused=True)
+    assert fused < block if remat == "none" else fused - block in (0, tokens * 192 * jnp.dtype(dtype).itemsize)
 
 
 @pytest.mark.parametrize(("variant", "teraflops"), [("vitl", 3.5), ("vith", 6.4), ("vitg", 9.7)])

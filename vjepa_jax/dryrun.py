@@ -129,16 +129,16 @@ def clip_activations(run: RunConfig, plan: MaskPlan, fused: bool) -> float:
 def block_residuals(size: ViTSize, tokens: int, model: ModelConfig, remat: str, fused: bool) -> float:
     """Bytes that one block keeps of one sequence for its backward pass, as jax.vjp does it (a test compares).
 
-    none: two LayerNorms, in float32, the inputs of matrix products and of GELU; dots: the results of matrix products;
-    full: the block's input.
+    none: the inputs of LayerNorms, matrix products, attention and GELU; dots: the results of matrix products and of a
+    fused attention; full: the block's input.
     """
     n, d, m, width = tokens, size.embed_dim, size.mlp_dim, jnp.dtype(model.dtype).itemsize
     if remat == "full":
         return float(n * width * d)
     if remat == "dots":
-        return float(n * width * (5 * d + m))
+        return float(n * width * ((6 if fused else 5) * d + m))
     weights = 0 if fused else size.num_heads * n * n * (4 + width)
-    return float(n * (24 * d + width * (6 * d + 4 * m)) + weights)
+    return float(n * width * (8 * d + 2 * m) + weights)
 
 
 def format_plan(rows: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vjepa_jax.config import ConfigError, ModelConfig
 from vjepa_jax.models.variants import encoder_size, predictor_size
-from vjepa_jax.models.vit import EPS, ROPE_MODES, Rope, make_block, run_blocks, weight_init
+from vjepa_jax.models.vit import ROPE_MODES, LayerNorm, Rope, make_block, run_blocks, weight_init
 from vjepa_jax.ops.attention import block_causal_mask
 from vjepa_jax.ops.rope import Grid, axis_channels, rope_tables
 
@@ -63,7 +63,7 @@ class ACPredictor(nn.Module):
         (x_BLE,) = run_blocks(self, make_block(size, model), model, x_BLE, self._rope(grid, count), None, mask_LL)
 
         x_BNE = x_BLE.reshape(x_BTKE.shape)[:, :, count:].reshape(batch, -1, size.embed_dim)
-        x_BNE = nn.LayerNorm(epsilon=EPS, dtype=jnp.float32, use_fast_variance=False, name="norm")(x_BNE)
+        x_BNE = LayerNorm(dtype=jnp.dtype(model.dtype), name="norm")(x_BNE)
         return dense(encoder_size(model).embed_dim, name="out")(x_BNE).astype(jnp.float32)
 
     def _rope(self, grid: Grid, count: int) -> Rope:

@@ -12,28 +12,35 @@ import jax.numpy as jnp
 from vjepa_jax.config import ModelConfig
 from vjepa_jax.models.variants import encoder_size, feature_dim, predictor_levels, predictor_size
 from vjepa_jax.models.vit import (
-    EPS,
     IMAGE,
     ROPE_MODES,
     SINCOS_AXES,
     TOKENS,
     VIDEO,
     CrossBlock,
+    LayerNorm,
     make_block,
     modality_init,
     run_blocks,
     weight_init,
 )
+from vjepa_jax.ops.gelu import gelu
 from vjepa_jax.ops.rope import Grid, rope_tables, sincos_table
+from vjepa_jax.ops.tokens import join_tokens, split_tokens
+
+Group = tuple[int, int, int]  # of a mask group: context tokens, target tokens, mask token
 
 
 class Predictor(nn.Module):
     """Features of the context to features of the targets.
 
-    __call__(context_BCD, context_ids_BC, target_ids_BM, grid, mask_index, context_valid_BC, target_valid_BM, image):
+    __call__(context_BCD, context_ids_BC, target_ids_BM, grid, mask_index, context_valid_BC, target_valid_BM, image,
+        groups):
       mask_index: which learned mask token stands for the targets (taken modulo their number).
       *_valid: bool, False for padding; both or neither.
       image: the clip is a single frame (model.image_tokenizer).
+      groups: several mask groups side by side, each predicted on its own: their (context tokens, target tokens,
+        mask_index), in the order in which contexts and targets lie; (): there is one.
     Returns float32 ([B, M, P], and [B, C, P] or None for the context (model.predictor.predict_context)).
 
     The published code sorts tokens by id and undoes it afterwards; with full attention and rotary positions that
@@ -53,13 +60,15 @@ class Predictor(nn.Module):
         context_valid_BC=None,
         target_valid_BM=None,
         image: bool = False,
+        groups: tuple[Group, ...] = (),
     ):
         model, size = self.model, predictor_size(self.model)
+        groups = groups or ((context_ids_BC.shape[1], target_ids_BM.shape[1], mask_index),)
         cfg, dtype = model.predictor, jnp.dtype(model.dtype)
         context_BCE = nn.with_logical_constraint(self._embed(context_BCD), TOKENS)
         tokens = self.param("mask_tokens", nn.initializers.zeros, (cfg.num_mask_tokens, size.embed_dim), jnp.float32)
-        query = tokens[mask_index % cfg.num_mask_tokens].astype(dtype)
-        queries_BME = jnp.broadcast_to(query, (*target_ids_BM.shape, size.embed_dim))
+        queries = [jnp.tile(tokens[index % cfg.num_mask_tokens], (count, 1)) for _, count, index in groups]
+        queries_BME = jnp.broadcast_to(jnp.concatenate(queries).astype(dtype), (*target_ids_BM.shape, size.embed_dim))
         if model.image_tokenizer:
             embeds = self.param("modality_embed", modality_init, (2, size.embed_dim), jnp.float32).astype(dtype)
             embed = embeds[IMAGE if image else VIDEO]
@@ -70,10 +79,10 @@ class Predictor(nn.Module):
         queries_BME = nn.with_logical_constraint(queries_BME, TOKENS)
         run = self._joint if cfg.kind == "joint" else self._cross
         context_BCE, queries_BME = run(
-            context_BCE, queries_BME, context_ids_BC, target_ids_BM, grid, context_valid_BC, target_valid_BM
+            context_BCE, queries_BME, context_ids_BC, target_ids_BM, grid, context_valid_BC, target_valid_BM, groups
         )
         dense = functools.partial(nn.Dense, feature_dim(model), dtype=dtype, kernel_init=weight_init)
-        norm = nn.LayerNorm(epsilon=EPS, dtype=jnp.float32, use_fast_variance=False, name="norm")
+        norm = LayerNorm(dtype=dtype, name="norm")
         targets_BMP = dense(name="out")(norm(queries_BME)).astype(jnp.float32)
         if not cfg.predict_context:
             return targets_BMP, None
@@ -84,7 +93,7 @@ class Predictor(nn.Module):
         dense = functools.partial(nn.Dense, dtype=jnp.dtype(self.model.dtype), kernel_init=weight_init)
         if predictor_levels(self.model) > 1:
             context_BCD = dense(encoder_size(self.model).embed_dim, name="embed_levels")(context_BCD)
-            context_BCD = nn.gelu(context_BCD, approximate=self.model.gelu == "tanh")
+            context_BCD = gelu(context_BCD, self.model.gelu)
         return dense(self.model.predictor.embed_dim, name="embed")(context_BCD)
 
     def _rope(self, ids_BN, grid: Grid):
@@ -93,25 +102,32 @@ class Predictor(nn.Module):
         ids_BN = nn.with_logical_constraint(ids_BN, ("batch", "token"))
         return rope_tables(ids_BN, grid, predictor_size(self.model).head_dim, ROPE_MODES[self.model.position])
 
-    def _joint(self, context_BCE, queries_BME, context_ids_BC, target_ids_BM, grid, context_valid_BC, target_valid_BM):
+    def _joint(self, context_BCE, queries_BME, context_ids, target_ids, grid, context_valid, target_valid, groups):
         """Self-attention over context and mask tokens together."""
-        x_BNE = nn.with_logical_constraint(jnp.concatenate([context_BCE, queries_BME], axis=1), TOKENS)
-        rope = self._rope(jnp.concatenate([context_ids_BC, target_ids_BM], axis=1), grid)
-        valid_BN = None
-        if context_valid_BC is not None:
-            valid_BN = jnp.concatenate([context_valid_BC, target_valid_BM], axis=1)
-        block = make_block(predictor_size(self.model), self.model)
-        (x_BNE,) = run_blocks(self, block, self.model, x_BNE, rope, valid_BN)
-        return jnp.split(x_BNE, [context_BCE.shape[1]], axis=1)
+        contexts, targets, _ = zip(*groups, strict=True)
 
-    def _cross(self, context_BCE, queries_BME, context_ids_BC, target_ids_BM, grid, context_valid_BC, target_valid_BM):
+        def interleave(of_context, of_targets):  # context and targets of one group, then of the next
+            pairs = zip(split_tokens(of_context, contexts), split_tokens(of_targets, targets), strict=True)
+            return join_tokens([part for pair in pairs for part in pair])
+
+        x_BNE = nn.with_logical_constraint(interleave(context_BCE, queries_BME), TOKENS)
+        rope = self._rope(interleave(context_ids, target_ids), grid)
+        valid_BN = None if context_valid is None else interleave(context_valid, target_valid)
+        segments = tuple((c + m, c + m) for c, m, _ in groups)
+        block = make_block(predictor_size(self.model), self.model, segments=segments)
+        (x_BNE,) = run_blocks(self, block, self.model, x_BNE, rope, valid_BN)
+        parts = split_tokens(x_BNE, tuple(n for c, m, _ in groups for n in (c, m)))
+        return join_tokens(parts[::2]), join_tokens(parts[1::2])
+
+    def _cross(self, context_BCE, queries_BME, context_ids, target_ids, grid, context_valid, target_valid, groups):
         """Mask tokens attend to the context; they do not see each other."""
-        del target_valid_BM  # a padded target is seen by nobody
+        del target_valid  # a padded target is seen by nobody
         ropes = None
         if self.model.position in ROPE_MODES:
-            ropes = (self._rope(target_ids_BM, grid), self._rope(context_ids_BC, grid))
-        block = make_block(predictor_size(self.model), self.model, CrossBlock)
-        (queries_BME,) = run_blocks(self, block, self.model, queries_BME, context_BCE, ropes, context_valid_BC)
+            ropes = (self._rope(target_ids, grid), self._rope(context_ids, grid))
+        segments = tuple((m, c) for c, m, _ in groups)
+        block = make_block(predictor_size(self.model), self.model, CrossBlock, segments=segments)
+        (queries_BME,) = run_blocks(self, block, self.model, queries_BME, context_BCE, ropes, context_valid)
         return context_BCE, queries_BME
 
 

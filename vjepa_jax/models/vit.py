@@ -20,28 +20,53 @@ import numpy as np
 
 from vjepa_jax.config import ModelConfig
 from vjepa_jax.models.variants import ViTSize, encoder_size
-from vjepa_jax.ops.attention import attention
+from vjepa_jax.ops.attention import FORWARD_KERNELS, attention
+from vjepa_jax.ops.gelu import gelu
 from vjepa_jax.ops.losses import layer_norm
+from vjepa_jax.ops.norms import layer_norm_affine
 from vjepa_jax.ops.rope import Grid, append_unrotated, apply_rope, rope_tables, sincos_table
-from vjepa_jax.ops.tokens import all_ids
+from vjepa_jax.ops.tokens import all_ids, join_tokens, split_tokens
 
 EPS = 1e-6  # of every LayerNorm of encoder and predictor
 IMAGE, VIDEO = 0, 1  # rows of the modality embeddings
 Rope = tuple[jax.Array, jax.Array]
 TOKENS = ("batch", "token", None)  # logical axes of activations [B, N, D]
+Segments = tuple[tuple[int, int], ...]  # (queries, keys) of sequences that lie side by side; (): there is one
 
 weight_init = nn.initializers.normal(0.02)
 modality_init = nn.initializers.normal(1e-6)
 ROPE_MODES = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
 SINCOS_AXES = {"sincos": 3, "sincos2d": 2}
-REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
+
+def keep_products(primitive: Any, *values: Any, **params: Any) -> bool:
+    """jax.checkpoint policy "dots": the results of dense layers and of attention kernels are kept."""
+    kernel = primitive.name.startswith(FORWARD_KERNELS)
+    return kernel or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *values, **params)
+
+
+REMAT_POLICIES = {"dots": keep_products, "full": None}
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm_affine` with its parameters "scale" and "bias", float32 [D]."""
+
+    eps: float = EPS
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        return layer_norm_affine(x, scale_D, bias_D, self.eps, jnp.dtype(self.dtype))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: x + Attention(LN(x)), then x + MLP(LN(x)).
 
     `rope` is None or the pair (cos, sin) of `ops.rope.rope_tables`, [B, N, head_dim]; `valid` is None or bool [B, N],
-    the tokens that may be attended to; `mask` is None or bool [N, N], which token may attend to which.
+    the tokens that may be attended to; `mask` is None or bool [N, N], which token may attend to which. With `segments`,
+    x holds several sequences side by side, and each attends to itself alone.
     """
 
     size: ViTSize
@@ -49,6 +74,7 @@ class Block(nn.Module):
     gelu: str = "erf"
     attention: str = "auto"
     eps: float = EPS
+    segments: Segments = ()
 
     @nn.compact
     def __call__(self, x_BND, rope: Rope | None = None, valid_BN=None, mask_NN=None):
@@ -64,13 +90,16 @@ class Block(nn.Module):
 
     @property
     def norm(self):
-        return functools.partial(nn.LayerNorm, epsilon=self.eps, dtype=jnp.float32, use_fast_variance=False)
+        return functools.partial(LayerNorm, self.eps, self.dtype)
 
     def attend(self, x_BND, q_BNHK, k_BMHK, v_BMHK, q_rope, k_rope, valid_BM, mask_NM=None):
         """x + the output projection of attention."""
         if q_rope is not None:
             q_BNHK, k_BMHK = apply_rope(q_BNHK, *q_rope), apply_rope(k_BMHK, *k_rope)
-        y_BNHK = attention(q_BNHK, k_BMHK, v_BMHK, valid_BM=valid_BM, mask_NM=mask_NM, implementation=self.attention)
+        queries, keys = zip(*self.segments or [(q_BNHK.shape[1], k_BMHK.shape[1])], strict=True)
+        parts = [split_tokens(q_BNHK, queries), *(split_tokens(x, keys) for x in (k_BMHK, v_BMHK, valid_BM))]
+        attend = functools.partial(attention, mask_NM=mask_NM, implementation=self.attention)
+        y_BNHK = join_tokens([attend(q, k, v, valid_BM=valid) for q, k, v, valid in zip(*parts, strict=True)])
         y_BND = self.dense(features=self.size.embed_dim, axis=(-2, -1), name="proj")(y_BNHK)
         return nn.with_logical_constraint(x_BND + y_BND, TOKENS)
 
@@ -81,7 +110,7 @@ class Block(nn.Module):
         if self.size.swiglu:
             hidden = nn.silu(hidden) * self.dense(features=self.size.mlp_dim, name="fc2")(normed)
         else:
-            hidden = nn.gelu(hidden, approximate=self.gelu == "tanh")
+            hidden = gelu(hidden, self.gelu)
         hidden = nn.with_logical_constraint(hidden, ("batch", "token", "mlp"))
         x_BND = x_BND + self.dense(features=self.size.embed_dim, name=f"fc{self.size.mlp_linears}")(hidden)
         return nn.with_logical_constraint(x_BND, TOKENS)
@@ -102,9 +131,12 @@ class CrossBlock(Block):
         return self.mlp(x_BMD)
 
 
-def make_block(size: ViTSize, model: ModelConfig, kind: type[Block] = Block, eps: float = EPS) -> Block:
+def make_block(
+    size: ViTSize, model: ModelConfig, kind: type[Block] = Block, eps: float = EPS, segments: Segments = ()
+) -> Block:
     """One block as the config wants it. It owns no parameters: `run_blocks` stacks and applies them."""
-    return kind(size, jnp.dtype(model.dtype), model.gelu, model.attention, eps, parent=None)
+    segments = segments if len(segments) > 1 else ()
+    return kind(size, jnp.dtype(model.dtype), model.gelu, model.attention, eps, segments, parent=None)
 
 
 def run_blocks(
@@ -130,16 +162,30 @@ def run_blocks(
     def layer(x_BND, params):
         return block.apply({"params": params}, x_BND, *inputs), None
 
-    if model.remat != "none":
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[model.remat])
+    if model.remat != "none":  # without a loop around it, XLA would merge what is computed again with the first time
+        layer = jax.checkpoint(layer, prevent_cse=model.unroll == 0, policy=REMAT_POLICIES[model.remat])
     outputs, start = [], 0
-    for last in levels or (depth - 1,):
-        count = last + 1 - start
-        part = params if count == depth else jax.tree.map(lambda leaf: leaf[start : last + 1], params)  # noqa: B023
-        x_BND, _ = jax.lax.scan(layer, x_BND, part, unroll=min(model.unroll or depth, count))
+    ends = [last + 1 for last in levels or (depth - 1,)]
+    parts = _split_layers(params, [1] * depth if model.unroll == 0 else np.diff([0, *ends]).tolist())
+    for end in ends:
+        if model.unroll == 0:
+            for i in range(start, end):
+                x_BND, _ = layer(x_BND, jax.tree.map(lambda leaf: leaf[0], parts[i]))
+        else:
+            x_BND, _ = jax.lax.scan(layer, x_BND, parts[len(outputs)], unroll=min(model.unroll, end - start))
         outputs.append(x_BND)
-        start = last + 1
+        start = end
     return outputs
+
+
+def _split_layers(params: Any, counts: list[int]) -> list[Any]:
+    """The stacked parameters in parts of so many layers. The transpose of a slice adds to an array of zeros as large as
+    all layers; that of a split is one concatenation."""
+    if len(counts) == 1:
+        return [params]
+    leaves, tree = jax.tree.flatten(params)
+    split = [jax.lax.split(leaf, counts) for leaf in leaves]
+    return [tree.unflatten(part) for part in zip(*split, strict=True)]
 
 
 def rescale_blocks(params: dict[str, Any]) -> dict[str, Any]:
@@ -172,13 +218,14 @@ class LevelNorms(nn.Module):
 class Encoder(nn.Module):
     """Tubelets to features.
 
-    __call__(patches_BNP, grid, ids_BN, valid_BN, image, every_level):
+    __call__(patches_BNP, grid, ids_BN, valid_BN, image, every_level, counts):
       patches_BNP: normalised tubelets (ops.patches); all of a clip, or the ones kept by a mask.
       grid: tokens along time, height and width of the whole clip.
       ids_BN: int32 ids of the given tokens in the whole clip; None for all, in order.
       valid_BN: bool, False for padding; None if there is none.
       image: the patches are of single frames (model.image_tokenizer).
       every_level: all model.levels, concatenated (what V-JEPA 2.1 is trained on), instead of the last one.
+      counts: tokens of each of several masked clips that lie side by side, each encoded on its own; (): there is one.
     Returns float32 [B, N, D] or [B, N, L*D] after the final LayerNorm (of each level).
     """
 
@@ -186,7 +233,14 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, patches_BNP, grid: Grid, ids_BN=None, valid_BN=None, image: bool = False, every_level: bool = False
+        self,
+        patches_BNP,
+        grid: Grid,
+        ids_BN=None,
+        valid_BN=None,
+        image: bool = False,
+        every_level: bool = False,
+        counts: tuple[int, ...] = (),
     ):
         model, size = self.model, encoder_size(self.model)
         if ids_BN is None:
@@ -199,13 +253,16 @@ class Encoder(nn.Module):
             x_BND = x_BND + jnp.asarray(table, x_BND.dtype)[ids_BN]
         else:
             rope = rope_tables(ids_BN, grid, size.head_dim, ROPE_MODES[model.position], model.rope_grid)
-        tokens, special = x_BND.shape[1], model.registers + model.cls_token
+        counts, special = counts or x_BND.shape[1:2], model.registers + model.cls_token
         if special:
-            x_BND, rope, valid_BN = self._append_special(x_BND, rope, valid_BN, special)
-        levels = run_blocks(self, make_block(size, model), model, x_BND, rope, valid_BN, levels=model.levels)
-        levels = [x_BND[:, :tokens] for x_BND in levels]
+            x_BND, rope, valid_BN = self._append_special(x_BND, rope, valid_BN, special, counts)
+        block = make_block(size, model, segments=tuple((n + special, n + special) for n in counts))
+        levels = run_blocks(self, block, model, x_BND, rope, valid_BN, levels=model.levels)
+        if special:
+            lengths = tuple(n for count in counts for n in (count, special))
+            levels = [join_tokens(split_tokens(x_BND, lengths)[::2]) for x_BND in levels]
         if not model.levels:
-            return nn.LayerNorm(epsilon=EPS, dtype=jnp.float32, use_fast_variance=False, name="norm")(levels[0])
+            return LayerNorm(name="norm")(levels[0])
         keep = len(levels) if every_level else 1
         return jnp.concatenate(LevelNorms(name="norms")(levels, keep), axis=-1)
 
@@ -224,12 +281,17 @@ class Encoder(nn.Module):
         x_BND = dense(name="image_patch_embed" if image else "patch_embed")(patches_BNP)
         return x_BND + embeds[IMAGE if image else VIDEO].astype(dtype)
 
-    def _append_special(self, x_BND, rope, valid_BN, count: int):
-        """CLS and register tokens; where they stand in the sequence changes nothing, so they come last."""
+    def _append_special(self, x_BND, rope, valid_BN, special: int, counts: tuple[int, ...]):
+        """CLS and register tokens; where they stand in a sequence changes nothing, so they come last."""
         batch, _, dim = x_BND.shape
-        tokens = self.param("special_tokens", weight_init, (count, dim), jnp.float32).astype(x_BND.dtype)
-        x_BND = jnp.concatenate([x_BND, jnp.broadcast_to(tokens, (batch, count, dim))], axis=1)
-        rope = None if rope is None else append_unrotated(rope, count)
+        tokens = self.param("special_tokens", weight_init, (special, dim), jnp.float32).astype(x_BND.dtype)
+        tokens = jnp.broadcast_to(tokens, (batch, special, dim))
+        after_each = lambda x, append: join_tokens([append(part) for part in split_tokens(x, counts)])
+        x_BND = after_each(x_BND, lambda x: jnp.concatenate([x, tokens], axis=1))
+        if rope is not None:
+            parts = zip(*(split_tokens(table, counts) for table in rope), strict=True)
+            parts = [append_unrotated(part, special) for part in parts]
+            rope = tuple(join_tokens(list(tables)) for tables in zip(*parts, strict=True))
         if valid_BN is not None:
-            valid_BN = jnp.pad(valid_BN, ((0, 0), (0, count)), constant_values=True)
+            valid_BN = after_each(valid_BN, lambda x: jnp.pad(x, ((0, 0), (0, special)), constant_values=True))
         return x_BND, rope, valid_BN

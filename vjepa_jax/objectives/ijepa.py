@@ -45,6 +45,10 @@ class IJEPA(VJEPA2):
             start += group.num_blocks
         return super().flops(budgets, stream) | {"context": super().flops(firsts, stream)["context"]}
 
+    def _groups(self, params, patches_BNP, targets_BND, grid, masks, image: bool) -> list[GroupOutputs]:
+        group = lambda i, mask: self._group(params, patches_BNP, targets_BND, grid, mask, i, image)
+        return [group(i, mask) for i, mask in enumerate(masks)]
+
     def _group(self, params, patches_BNP, targets_BND, grid, mask, index: int, image: bool) -> GroupOutputs:
         context_BC, target = mask["context"], mask["target"]
         blocks = self.run.masks.groups[index].num_blocks

@@ -21,7 +21,7 @@ from vjepa_jax.models.vit import Encoder, rescale_blocks
 from vjepa_jax.ops import regularizers
 from vjepa_jax.ops.losses import latent_regression, layer_norm
 from vjepa_jax.ops.patches import normalize, patchify, token_grid
-from vjepa_jax.ops.tokens import distance_to_nearest, gather_tokens
+from vjepa_jax.ops.tokens import cuts_sequences, distance_to_nearest, gather_tokens, join_tokens, split_tokens
 
 Params = dict[str, Any]
 
@@ -159,9 +159,7 @@ class VJEPA2:
         image = self._is_image(batch["video"])
         with jax.named_scope("target"):
             features_BND, targets_BNX = self._targets(aux, patches_BNP, grid, image)
-        groups = [
-            self._group(params, patches_BNP, targets_BNX, grid, mask, i, image) for i, mask in enumerate(batch["masks"])
-        ]
+        groups = self._groups(params, patches_BNP, targets_BNX, grid, batch["masks"], image)
         return Outputs(features_BND, targets_BNX, groups)
 
     def _targets(self, aux, patches_BNP, grid, image: bool) -> tuple[jax.Array, jax.Array]:
@@ -170,23 +168,37 @@ class VJEPA2:
         levels = jnp.split(jax.lax.stop_gradient(features_BNX), predictor_levels(self.run.model), axis=-1)
         return levels[-1], jnp.concatenate([layer_norm(x_BND) for x_BND in levels], axis=-1)
 
-    def _group(self, params, patches_BNP, targets_BNX, grid, mask, index: int, image: bool) -> GroupOutputs:
-        context, target = mask["context"], mask["target"]
-        context_valid, target_valid = mask.get("context_valid"), mask.get("target_valid")
+    def _groups(self, params, patches_BNP, targets_BNX, grid, masks, image: bool) -> list[GroupOutputs]:
+        """All mask groups in one pass: their tokens lie side by side, so that dense layers see one large batch, and
+        attention keeps to each group. Where the mesh cuts sequences, one group after the other."""
+        indexed = list(enumerate(masks))
+        passes = [[one] for one in indexed] if cuts_sequences() else [indexed]
+        return [group for some in passes for group in self._pass(params, patches_BNP, targets_BNX, grid, some, image)]
+
+    def _pass(self, params, patches_BNP, targets_BNX, grid, indexed_masks, image: bool) -> list[GroupOutputs]:
+        indices, masks = zip(*indexed_masks, strict=True)
+        joined = lambda key: join_tokens([mask[key] for mask in masks]) if key in masks[0] else None
+        context, target = joined("context"), joined("target")
+        context_valid, target_valid = joined("context_valid"), joined("target_valid")
+        contexts, targets = (tuple(mask[key].shape[1] for mask in masks) for key in ("context", "target"))
         with jax.named_scope("context"):
             kept_BCP = gather_tokens(patches_BNP, context)
-            z_BCX = self._encode_levels(params["encoder"], kept_BCP, grid, context, context_valid, image)
+            z_BCX = self._encode_levels(params["encoder"], kept_BCP, grid, context, context_valid, image, contexts)
         with jax.named_scope("predictor"):
-            token = index if self.run.model.predictor.mask_token_per_group else 0
+            tokens = indices if self.run.model.predictor.mask_token_per_group else [0] * len(masks)
             prediction, context_prediction = self.predictor.apply(
                 {"params": params["predictor"]},
-                *(z_BCX, context, target, grid, token, context_valid, target_valid, image),
+                *(z_BCX, context, target, grid, 0, context_valid, target_valid, image),
+                groups=tuple(zip(contexts, targets, tokens, strict=True)),
             )
         chosen = gather_tokens(targets_BNX, target)
         seen = None if context_prediction is None else gather_tokens(targets_BNX, context)
-        return GroupOutputs(
-            *(context, target, context_valid, target_valid, prediction, chosen, z_BCX, context_prediction, seen)
-        )
+        of_context = {"context_ids": context, "context_valid": context_valid, "context": z_BCX}
+        of_context |= {"context_prediction": context_prediction, "context_target": seen}
+        of_targets = {"target_ids": target, "target_valid": target_valid, "prediction": prediction, "target": chosen}
+        parts = {name: split_tokens(x, contexts) for name, x in of_context.items()}
+        parts |= {name: split_tokens(x, targets) for name, x in of_targets.items()}
+        return [GroupOutputs(**{name: part[i] for name, part in parts.items()}) for i in range(len(masks))]
 
     def after_update(self, params: Params, aux: Params, step: jax.Array) -> Params:
         """EMA of every encoder parameter, in float32, with the momentum of this step."""
@@ -255,10 +267,10 @@ class VJEPA2:
         patches_BNP = patchify(video, self._tubelet(video_BTYXC), self.run.model.patch_size)
         return patches_BNP, self._grid(video_BTYXC)
 
-    def _encode_levels(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False):
+    def _encode_levels(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False, counts=()):
         """What the predictor reads and predicts: all levels of the encoder, or the last one."""
         every_level = predictor_levels(self.run.model) > 1
-        return self._encode(params, patches_BNP, grid, ids_BN, valid_BN, image, every_level)
+        return self._encode(params, patches_BNP, grid, ids_BN, valid_BN, image, every_level, counts)
 
-    def _encode(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False, every_level=False):
-        return self.encoder.apply({"params": params}, patches_BNP, grid, ids_BN, valid_BN, image, every_level)
+    def _encode(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False, every_level=False, counts=()):
+        return self.encoder.apply({"params": params}, patches_BNP, grid, ids_BN, valid_BN, image, every_level, counts)

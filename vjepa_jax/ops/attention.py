@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 SPLASH_LANES, SPLASH_BLOCKS = 128, (384, 512, 640)  # sizes of its blocks: multiples of the one
+FORWARD_KERNELS = ("dot_product_attention_fwd", "pallas_call")  # names of the primitives of cuDNN and of splash
 QUERIES = ("batch", "token", "heads", None)  # logical axes of queries and outputs
 KEYS = ("batch", None, "heads", None)  # of keys and values
 

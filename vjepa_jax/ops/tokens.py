@@ -1,7 +1,10 @@
-"""Gathering tokens by id, and distances between them.
+"""Gathering tokens by id, sequences side by side, and distances between tokens.
 
 Shape suffixes: B batch, N tokens, K kept tokens, D channels, T Y X the token grid.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +15,24 @@ def gather_tokens(x_BND: jax.Array, ids_BK: jax.Array) -> jax.Array:
     """The tokens `ids_BK` of each row, [B, K, D]; on a mesh each device takes its share of K from all of x."""
     x_BND = nn.with_logical_constraint(x_BND, ("batch", None, None))
     return nn.with_logical_constraint(jnp.take_along_axis(x_BND, ids_BK[:, :, None], axis=1), ("batch", "token", None))
+
+
+def split_tokens(x: jax.Array | None, counts: Sequence[int]) -> list[Any]:
+    """[B, N, ...] in parts of `counts` tokens; of None as many times None."""
+    if x is None or len(counts) == 1:
+        return [x] * len(counts)
+    return jax.lax.split(x, tuple(counts), axis=1)
+
+
+def join_tokens(parts: Sequence[jax.Array]) -> jax.Array:
+    """The inverse of `split_tokens`: sequences side by side."""
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def cuts_sequences() -> bool:
+    """Whether the mesh that the caller is traced for divides the tokens of a sequence among devices."""
+    (axis,) = nn.logical_to_mesh_axes(("token",))
+    return axis is not None and jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1
 
 
 def all_ids(batch: int, num_tokens: int) -> jax.Array:
