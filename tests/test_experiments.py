@@ -17,7 +17,9 @@ from vjepa_jax.training.state import abstract_state
 from vjepa_jax.training.step import make_train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "experiments"
-FILES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if p.parent.name != "launch")
+FILES = sorted(
+    p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if p.parent.name not in ("launch", "benchmarks")
+)
 
 
 def variants_of(file):

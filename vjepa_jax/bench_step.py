@@ -86,18 +86,18 @@ def _run(step: Any, state: Any, batches: list[Any], count: int) -> tuple[Any, li
 
 def made_up_batch(run: RunConfig, setup: Setup, seed: int) -> dict[str, Any]:
     """What the objective reads of a batch: random pixels, and masks as the pipeline draws them."""
+    return by_stream(run, setup, lambda run, plan: made_up_stream(run, plan, seed))
+
+
+def made_up_stream(run: RunConfig, plan: masking.MaskPlan, seed: int) -> dict[str, Any]:
+    """The same for one stream: "video" uint8 [B, T, H, W, 3] and "masks"."""
     rng = np.random.Generator(np.random.Philox(key=seed))
-
-    def stream(run: RunConfig, plan: masking.MaskPlan) -> dict[str, Any]:
-        first = seed * run.batch_size
-        masks = [masking.draw(plan, rng, first + i, run.seed) for i in range(run.batch_size)]
-        shape = (run.batch_size, run.data.num_frames, *run.data.size, 3)
-        return {
-            "video": rng.integers(0, 256, shape, np.uint8),
-            "masks": jax.tree.map(lambda *rows: np.stack(rows), *masks),
-        }
-
-    return by_stream(run, setup, stream)
+    first = seed * run.batch_size
+    masks = [masking.draw(plan, rng, first + i, run.seed) for i in range(run.batch_size)]
+    return {
+        "video": rng.integers(0, 256, (run.batch_size, run.data.num_frames, *run.data.size, 3), np.uint8),
+        "masks": [{key: np.stack([row[i][key] for row in masks]) for key in masks[0][i]} for i in range(len(masks[0]))],
+    }
 
 
 def _compile_twice(run: RunConfig, setup: Setup, mesh: Any) -> tuple[Any, float, float]:

@@ -2,13 +2,13 @@
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+
+from vjepa_jax.cli_options import USAGE_ERROR, part, quiet_flags, reject_unknown
 
 _BEGAN = time.perf_counter()  # importing jax is part of a start
 
@@ -24,8 +24,6 @@ HELP = """usage: vjepa VERB [options]
   bench    measure, one JSON a line: vjepa bench masks
 
 `vjepa VERB --help` shows options and an example."""
-
-USAGE_ERROR = 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +77,7 @@ def _train(argv: list[str]) -> int:
     parser.add_argument("--mfu", type=float, default=0.35, help="with --dry-run: share of the peak that is reached")
     parser.add_argument("--json", action="store_true", help="with --dry-run: one JSON object a stage")
     options, overrides = parser.parse_known_args(argv)
-    _reject_unknown(parser, overrides)
+    reject_unknown(parser, overrides)
     if not options.workdir and not options.dry_run:
         parser.error("the following arguments are required: --workdir")
     from vjepa_jax import config_file
@@ -87,7 +85,7 @@ def _train(argv: list[str]) -> int:
     runs = config_file.load_stages(options.config, overrides)
     if options.dry_run:
         return _dry_run(runs, options)
-    _quiet_flags()
+    quiet_flags()
     _keep_programs()
     from vjepa_jax import stages, train
     from vjepa_jax.parallel import distributed
@@ -130,7 +128,7 @@ def _eval(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--segments", type=int, default=None, help="clips a video, their tokens joined in time")
     options = parser.parse_args(argv)
-    _quiet_flags()
+    quiet_flags()
     from vjepa_jax.evals import run
 
     return run.main(options)
@@ -214,7 +212,7 @@ def _compile(argv: list[str]) -> int:
     parser.add_argument("--search", action="store_true", help="the largest batch that fits for each model.remat")
     parser.add_argument("--json", action="store_true", help="one JSON object an attempt, as each is done")
     options, overrides = parser.parse_known_args(argv)
-    _reject_unknown(parser, overrides)
+    reject_unknown(parser, overrides)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, jax would look for a TPU
     from vjepa_jax import ahead, config_file
     from vjepa_jax.parallel.compile import Topology
@@ -242,19 +240,9 @@ DATA_HELP = """usage: vjepa data index | shard | check | show | tfds | world [op
 
 example: vjepa data shard videos shards --short-side 256 --gop 12"""
 
-BENCH_HELP = """usage: vjepa bench data | index | masks | predictor | step [options]
-
-  data       clips a second of this pipeline, of PyAV, decord2 and OpenCV, and where the time goes
-  index      time and memory to open an index of many videos
-  masks      time to draw the masks of a batch on the host
-  predictor  time and FLOPs of the published predictor and of the cross-attention one
-  step       the training step of a config on the devices here: clips/s, MFU, memory, time to compile
-
-example: vjepa bench predictor --variant vit_small --frames 16 --resolution 128 --batch 4"""
-
 
 def _data(argv: list[str]) -> int:
-    if (code := _part("data", argv, ("index", "shard", "check", "show", "tfds", "world"), DATA_HELP)) is not None:
+    if (code := part("data", argv, ("index", "shard", "check", "show", "tfds", "world"), DATA_HELP)) is not None:
         return code
     parser = argparse.ArgumentParser(prog=f"vjepa data {argv[0]}", allow_abbrev=False)
     if argv[0] == "world":
@@ -284,99 +272,23 @@ def _show(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     contact_sheet.add_arguments(parser)
     options, overrides = parser.parse_known_args(argv)
-    _reject_unknown(parser, overrides)
+    reject_unknown(parser, overrides)
     if options.config:
         run = config_file.load(options.config, [*overrides, f"--config.data.path={options.src}"])
     elif overrides:
         parser.error(f"{overrides[0]} overrides a key of a config file: name one with --config FILE")
     else:
         run = contact_sheet.default_run(options.src)
-    _quiet_flags()
+    quiet_flags()
     contact_sheet.write_sheet(run, options.clips, options.dst, mask_picture)
     print(options.dst)
     return 0
 
 
 def _bench(argv: list[str]) -> int:
-    if (code := _part("bench", argv, ("data", "index", "masks", "predictor", "step"), BENCH_HELP)) is not None:
-        return code
-    parser = argparse.ArgumentParser(prog=f"vjepa bench {argv[0]}", allow_abbrev=False)
-    if argv[0] == "data":
-        parser.add_argument("--quick", action="store_true", help="one round and one distance of key frames")
-        parser.add_argument("--source", default="", metavar="DIR", help="videos to measure with; default: shapes")
-        options = parser.parse_args(argv[1:])
-        _quiet_flags()
-        from data_pipelines import decode_bench
-        from vjepa_jax import bench
+    from vjepa_jax import cli_bench
 
-        records = itertools.chain(decode_bench.benchmark(**vars(options)), bench.transfer())
-    elif argv[0] == "index":
-        parser.add_argument("--rows", type=int, default=20_000_000)
-        parser.add_argument("--folder", help="where the index is written for a while, 350 bytes a row")
-        options = parser.parse_args(argv[1:])
-        from data_pipelines import index_bench
-
-        records = iter([index_bench.benchmark(**vars(options))])
-    elif argv[0] == "masks":
-        parser.parse_args(argv[1:])
-        from data_pipelines import masking_bench
-
-        records = (masking_bench.benchmark(policy=policy) for policy in ("uniform", "first_k"))
-    elif argv[0] == "step":
-        records = _bench_step(parser, argv[1:])
-    else:
-        parser.add_argument("--variant", default="vit_large")
-        parser.add_argument("--frames", dest="num_frames", type=int, default=16)
-        parser.add_argument("--resolution", type=int, default=256)
-        parser.add_argument("--batch", type=int, default=1)
-        parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-        options = parser.parse_args(argv[1:])
-        from vjepa_jax import bench
-
-        records = bench.predictors(**vars(options))
-    for record in records:
-        print(json.dumps(record), flush=True)
-    return 0
-
-
-def _bench_step(parser: argparse.ArgumentParser, argv: list[str]) -> Iterator[dict]:
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARG]", help="as of vjepa train; data.path is not read"
-    )
-    parser.add_argument("--repeats", type=int, default=30, help="steps that are timed")
-    parser.add_argument("--profile", metavar="DIR", help="write a profile of three more steps; read its collectives")
-    options, overrides = parser.parse_known_args(argv)
-    _reject_unknown(parser, overrides)
-    if options.repeats < 1:
-        parser.error(f"--repeats {options.repeats} must be at least 1")
-    from vjepa_jax import bench_step, config_file
-
-    run = config_file.load(options.config, overrides)
-    yield bench_step.benchmark(run, options.repeats, options.profile)
-
-
-def _part(verb: str, argv: list[str], known: tuple[str, ...], text: str) -> int | None:
-    """The exit code where `argv` asks for help or names no known part of a verb, else None."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(text)
-        return 0 if argv else USAGE_ERROR
-    if argv[0] not in known:
-        print(f"vjepa {verb}: unknown part {argv[0]!r}; there is: {', '.join(known)}", file=sys.stderr)
-        return USAGE_ERROR
-    return None
-
-
-def _reject_unknown(parser: argparse.ArgumentParser, extra: list[str]) -> None:
-    for word in extra:
-        if not word.startswith("--config."):
-            parser.error(f"unknown option {word} (config keys are set with --config.KEY=VALUE)")
-
-
-def _quiet_flags() -> None:
-    """grain reads absl flags, which nobody parses here."""
-    from absl import flags
-
-    flags.FLAGS.mark_as_parsed()
+    return cli_bench.main(argv)
 
 
 def _keep_programs() -> None:
