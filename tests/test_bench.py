@@ -76,3 +76,17 @@ def test_bench_step_refuses_what_it_cannot_do(capsys, monkeypatch, repo):
     with pytest.raises(SystemExit):
         cli.main([*STEP, "--repeats", "0"])
     assert "--repeats 0 must be at least 1" in capsys.readouterr().err
+
+
+def test_a_peer_that_is_not_there_or_fails_is_one_line(capsys, monkeypatch, repo, tmp_path):
+    monkeypatch.chdir(repo)
+    script = tmp_path / "peer.py"
+    config = ["bench", "step", "--config", "experiments/pretrain/vjepa2.py:vitl", "--config.data.path=v"]
+    config += ["--config.batch_size=1", "--config.data.resolution=32", "--config.data.num_frames=2"]
+    assert cli.main([*config, "--peer", str(script)]) == 2
+    assert f"--peer {script}: there is no such file" in capsys.readouterr().err
+    script.write_text("raise SystemExit('out of memory')")
+    assert cli.main([*config, "--peer", str(script)]) == 2
+    assert f"--peer {script} failed with exit code 1: out of memory" in capsys.readouterr().err
+    assert cli.main([*config, "--config.model.gelu=tanh", "--peer", str(script)]) == 2
+    assert "--peer computes V-JEPA 2 as published" in capsys.readouterr().err

@@ -84,7 +84,6 @@ def spec(run: RunConfig) -> dict[str, Any]:
         },
         "momentum": run.ema.start,
         "dtype": model.dtype,
-        "compile": True,
         "checkpointing": model.remat == "full",
     }
 

@@ -1,8 +1,8 @@
 """GELU, exact to the precision of its input, whose backward pass keeps the input alone.
 
 `jax.nn.gelu(approximate=False)` goes through erfc, two branches of polynomials with an exponential and a division each,
-and keeps three arrays. For 16-bit inputs the normal distribution function is one polynomial here, whose error is far below
-what 16 bits resolve, so that the exact GELU costs hardly more than the approximate one.
+and keeps three arrays. For 16-bit inputs the normal distribution function is one polynomial here, with an error far
+below what 16 bits resolve: the exact GELU costs hardly more than the approximate one.
 """
 
 import math
