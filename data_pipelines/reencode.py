@@ -4,8 +4,8 @@ B-frames are kept, but nothing refers to them: a reader that wants every n-th fr
 x264's tuning "fastdecode" (no arithmetic coding, no deblocking) nearly halves the time to decode. Measured on one core,
 clips of 16 frames of 454 x 256, every 4th frame, GOP 12, crf 20: 18 ms instead of 34, in files 14 % larger.
 
-x264's macroblock tree is off: with it and AVX-512 the same frames gave other bytes now and then (PyAV 18.1: one in seven of
-small videos). Two videos of gestures became 15 and 21 % larger, at the same crf.
+x264's macroblock tree is off: with it and AVX-512 the same frames gave other bytes now and then (PyAV 18.1: of small
+videos one in seven). Two videos of gestures became 15 and 21 % larger, at the same crf.
 """
 
 import io
