@@ -88,5 +88,6 @@ def test_a_peer_that_is_not_there_or_fails_is_one_line(capsys, monkeypatch, repo
     script.write_text("raise SystemExit('out of memory')")
     assert cli.main([*config, "--peer", str(script)]) == 2
     assert f"--peer {script} failed with exit code 1: out of memory" in capsys.readouterr().err
-    assert cli.main([*config, "--config.model.gelu=tanh", "--peer", str(script)]) == 2
-    assert "--peer computes V-JEPA 2 as published" in capsys.readouterr().err
+    for other in ("model.gelu=tanh", "model.registers=2", "model.predictor.kind=cross", "masks.policy=first_k"):
+        assert cli.main([*config, f"--config.{other}", "--peer", str(script)]) == 2
+        assert "--peer computes V-JEPA 2 as published" in capsys.readouterr().err

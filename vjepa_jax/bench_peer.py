@@ -56,6 +56,8 @@ def spec(run: RunConfig) -> dict[str, Any]:
     """
     model, size = run.model, encoder_size(run.model)
     published = model.position == "rope_tiled" and model.mlp == "gelu" and model.gelu == "erf" and not model.levels
+    published = published and not model.cls_token and not model.registers and run.masks.policy == "uniform"
+    published = published and model.predictor.kind == "joint" and model.predictor.mask_token_per_group
     if run.objective != "vjepa2" or run.all_streams or not published or run.data.size[0] != run.data.size[1]:
         raise ConfigError("--peer computes V-JEPA 2 as published, of one stream of square clips, and not this config")
     predictor, optim = model.predictor, run.optim
