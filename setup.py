@@ -32,6 +32,7 @@ setup(
         "tensorboardX>=2.6.5",
         "pillow>=11",  # pictures in TensorBoard and the report
         "numpy>=2",
+        "scipy>=1.13",  # as jax asks for; statistics of evaluations
         "pyarrow>=20",  # the index of a data set
         "absl-py>=2",
     ],

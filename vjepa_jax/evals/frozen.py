@@ -11,6 +11,7 @@ from vjepa_jax.evals.attentive import AttentiveConfig, train_attentive
 from vjepa_jax.evals.features import Encode, Features, balanced_subset, extract_all, held_out
 from vjepa_jax.evals.knn import train_knn
 from vjepa_jax.evals.linear import train_linear
+from vjepa_jax.evals.scores import markdown
 
 Row = dict[str, Any]
 Batches = Iterable[dict[str, np.ndarray]]
@@ -99,17 +100,7 @@ def format_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
-    numeric = {3, 4, 5, 6, 7}
-
-    def line(values: list[str]) -> str:
-        padded = (
-            v.rjust(w) if i in numeric else v.ljust(w) for i, (v, w) in enumerate(zip(values, widths, strict=True))
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * (w - 1) + (":" if i in numeric else "-") for i, w in enumerate(widths)]
-    return "\n".join([line(head), line(rule), *map(line, cells)])
+    return markdown([head, *cells], numeric={3, 4, 5, 6, 7})
 
 
 def _check(cfg: EvalConfig) -> None:

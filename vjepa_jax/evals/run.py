@@ -9,8 +9,7 @@ from typing import Any
 from data_pipelines import pipeline
 from vjepa_jax.config import ConfigError, EvalConfig, RunConfig
 from vjepa_jax.encoder import Encoder, load
-from vjepa_jax.evals import frozen
-from vjepa_jax.evals.features import pixel_features
+from vjepa_jax.evals import controls, frozen
 from vjepa_jax.training.files import write_json
 
 
@@ -27,13 +26,10 @@ def evaluate(encoder: Encoder, cfg: EvalConfig, on_row: Callable[[frozen.Row], N
     """
     if not cfg.path:
         raise ConfigError("eval.path is empty: give a manifest with the columns path, label and split")
-    run = encoder.run
-    encoders: dict[str, Any] = {"trained": encoder}
-    if cfg.baselines:
-        model = run.model
-        encoders["random init"] = [Encoder.random(run, 1000 + seed) for seed in range(cfg.seeds)]
-        encoders["raw pixels"] = functools.partial(pixel_features, patch=model.patch_size, tubelet=model.tubelet_size)
-    return frozen.probe_rows(encoders, _videos(run, cfg, "train"), _videos(run, cfg, "test"), cfg, on_row=on_row)
+    encoders = controls.encoders(encoder, cfg.seeds) if cfg.baselines else {controls.TRAINED: [encoder]}
+    return frozen.probe_rows(
+        encoders, _videos(encoder.run, cfg, "train"), _videos(encoder.run, cfg, "test"), cfg, on_row=on_row
+    )
 
 
 def _videos(run: RunConfig, cfg: EvalConfig, split: str):
