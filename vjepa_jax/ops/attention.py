@@ -14,21 +14,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-IMPLEMENTATIONS = ("xla", "cudnn", "splash")
+from vjepa_jax.ops import flash
+
+IMPLEMENTATIONS = ("xla", "cudnn", "triton", "splash")
 SPLASH_LANES, SPLASH_BLOCKS = 128, (384, 512, 640)  # sizes of its blocks: multiples of the one
-FORWARD_KERNELS = ("dot_product_attention_fwd", "pallas_call")  # names of the primitives of cuDNN and of splash
+FORWARD_KERNELS = ("dot_product_attention_fwd", "pallas_call")  # names of the primitives of cuDNN and of the others
 QUERIES = ("batch", "token", "heads", None)  # logical axes of queries and outputs
 KEYS = ("batch", None, "heads", None)  # of keys and values
 
 
 def resolve(implementation: str, dtype: jnp.dtype, head_dim: int) -> str:
-    """The kernel that "auto" stands for: cuDNN on NVIDIA and splash on TPU, for 16-bit inputs of a head size that these
-    take; else XLA."""
+    """The kernel that "auto" stands for: on NVIDIA ours (ops.flash) for small heads, else cuDNN; on TPU splash;
+    for 16-bit inputs of a head size that these take; else XLA."""
     if implementation != "auto":
         return implementation
     sixteen_bit = dtype in (jnp.bfloat16, jnp.float16)
     fits = head_dim % 8 == 0 and head_dim <= 128
-    return {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla") if sixteen_bit and fits else "xla"
+    gpu = "triton" if head_dim in flash.HEAD_DIMS and flash.available() else "cudnn"
+    return {"gpu": gpu, "tpu": "splash"}.get(platform(), "xla") if sixteen_bit and fits else "xla"
 
 
 def platform() -> str:
@@ -52,8 +55,9 @@ def attention(
       q_BNHK, k_BMHK, v_BMHK: queries, keys and values, one dtype.
       valid_BM: bool; keys that may be attended to (False for padding). None: all.
       mask_NM: bool; which query may attend to which key, the same for all rows and heads. None: all to all.
-      implementation: auto, xla (any device, and the oracle), cudnn (NVIDIA, 16-bit), splash (TPU; elsewhere it is
-        interpreted, slowly). With a mask_NM, and for fewer than 128 queries or keys, splash gives way to xla.
+      implementation: auto, xla (any device, and the oracle), cudnn (NVIDIA, 16-bit), triton (NVIDIA, heads of 16 and
+        32), splash (TPU). The last two are interpreted elsewhere, slowly. With a mask_NM, and for fewer than 128
+        queries or keys, splash gives way to xla; with either mask, or other heads, triton to cudnn, or elsewhere xla.
 
     Returns:
       [B, N, H, K] in the dtype of q; the softmax is taken in float32.
@@ -107,6 +111,13 @@ def _cudnn(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
     return jax.nn.dot_product_attention(q_BNHK, k_BMHK, v_BMHK, mask=allowed, implementation="cudnn")
 
 
+def _triton(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
+    if valid_BM is None and mask_NM is None and q_BNHK.shape[-1] in flash.HEAD_DIMS:
+        return flash.flash_attention(q_BNHK, k_BMHK, v_BMHK, platform() != "gpu")
+    other = _cudnn if platform() == "gpu" else _xla
+    return other(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM)
+
+
 def _xla(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
     scale = 1.0 / math.sqrt(q_BNHK.shape[-1])
     logits_BHNM = jnp.einsum("BNHK,BMHK->BHNM", q_BNHK * scale, k_BMHK, preferred_element_type=jnp.float32)
@@ -157,4 +168,4 @@ def splash_blocks(tokens: int) -> tuple[int, int]:
     return -block, padded
 
 
-_KERNELS = {"cudnn": _cudnn, "splash": _splash}
+_KERNELS = {"cudnn": _cudnn, "triton": _triton, "splash": _splash}

@@ -1,0 +1,76 @@
+"""Attention for small heads against XLA: interpreted here, and compiled where there is an NVIDIA GPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vjepa_jax.ops import attention, flash
+
+ON_GPU = jax.default_backend() == "gpu"
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+
+
+def results(implementation, dtype, queries, keys, heads, size, scale=1.0):
+    seeds = jax.random.split(jax.random.key(queries + keys), 4)
+    draw = lambda seed, count: jax.random.normal(seed, (2, count, heads, size), jnp.float32).astype(jnp.bfloat16)
+    q, k, v, weight = (draw(*pair) for pair in zip(seeds, (queries, keys, keys, queries), strict=True))
+
+    def loss(q, k, v):
+        y = attention.attention(q * scale, k, v, implementation=implementation)
+        return (y.astype(jnp.float32) * weight).sum(), y
+
+    arrays = [x.astype(dtype) for x in (q, k, v)]
+    (_, y), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
+    return [np.asarray(x, np.float32) for x in (y, *grads)]
+
+
+# whole blocks; blocks that reach beyond the last token; fewer tokens than one block; other keys than queries
+@pytest.mark.parametrize("queries, keys", [(128, 128), (72, 72), (9, 9), (40, 130)])
+@pytest.mark.parametrize("size", flash.HEAD_DIMS)
+def test_float32_agrees_with_xla(queries, keys, size):
+    if ON_GPU:
+        pytest.skip("a GPU multiplies float32 in shorter numbers: the test of bfloat16 runs there")
+    ours = results("triton", jnp.float32, queries, keys, 3, size)
+    for got, want in zip(ours, results("xla", jnp.float32, queries, keys, 3, size), strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("queries, keys", [(72, 72), (1584, 1584), (528, 656)])
+def test_bfloat16_agrees_with_float32(queries, keys):
+    """JAX_PLATFORMS=cuda python -m pytest tests/ops/test_flash.py, on a machine with a GPU: all sizes, compiled."""
+    if queries > 100 and not ON_GPU:
+        pytest.skip("long sequences are interpreted too slowly without an NVIDIA GPU")
+    ours = results("triton", jnp.bfloat16, queries, keys, 4, 32)
+    for got, want in zip(ours, results("xla", jnp.float32, queries, keys, 4, 32), strict=True):
+        assert np.abs(got - want).max() < 0.02 * np.abs(want).max()  # bfloat16 has 8 bits
+
+
+def test_large_scores_do_not_overflow():
+    dtype = jnp.bfloat16 if ON_GPU else jnp.float32
+    ours, oracle = (results(kernel, dtype, 72, 72, 2, 32, scale=100.0) for kernel in ("triton", "xla"))
+    for got, want in zip(ours, oracle, strict=True):
+        assert np.isfinite(got).all()
+        if not ON_GPU:  # scores of hundreds in bfloat16 decide at random
+            assert np.abs(got - want).mean() < 1e-4 * np.abs(want).max()
+
+
+def test_masks_and_other_heads_give_way(monkeypatch):
+    monkeypatch.setattr(flash, "flash_attention", lambda *_: pytest.fail("this kernel takes no masks"))
+    q = jnp.ones((1, 8, 2, 32), jnp.bfloat16)
+    attend = functools.partial(attention.attention, implementation="triton")
+    attend(q, q, q, valid_BM=jnp.ones((1, 8), bool))
+    attend(q, q, q, mask_NM=jnp.ones((8, 8), bool))
+    attend(q[..., :24], q[..., :24], q[..., :24])
+
+
+def test_a_gpu_takes_it_for_small_heads(monkeypatch):
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    assert [attention.resolve("auto", jnp.bfloat16, size) for size in (16, 24, 32, 64)] == [
+        *("triton", "cudnn", "triton", "cudnn")
+    ]
+    assert attention.resolve("auto", jnp.float32, 32) == "xla"
+    monkeypatch.setattr(flash, "available", lambda: False)
+    assert attention.resolve("auto", jnp.bfloat16, 32) == "cudnn"
