@@ -59,11 +59,14 @@ def append_unrotated(rope: tuple[jax.Array, jax.Array], count: int) -> tuple[jax
 
 
 def apply_rope(x_BNHK: jax.Array, cos_BNK: jax.Array, sin_BNK: jax.Array) -> jax.Array:
-    """x * cos + rotate(x) * sin with rotate mapping adjacent channels (a, b) to (-b, a). Keeps x's dtype."""
-    pairs = x_BNHK.reshape(*x_BNHK.shape[:-1], -1, 2)
-    rotated = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x_BNHK.shape)
-    cos, sin = (t[:, :, None, :].astype(x_BNHK.dtype) for t in (cos_BNK, sin_BNK))
-    return x_BNHK * cos + rotated * sin
+    """x * cos + rotate(x) * sin with rotate mapping adjacent channels (a, b) to (-b, a). Keeps x's dtype.
+
+    The sign goes into the sines, so that the rest is one swap of neighbours, which XLA reads in place.
+    """
+    swapped = x_BNHK.reshape(*x_BNHK.shape[:-1], -1, 2)[..., ::-1].reshape(x_BNHK.shape)
+    sign_K = jnp.tile(jnp.asarray([-1.0, 1.0]), x_BNHK.shape[-1] // 2)
+    cos, sin = (t[:, :, None, :].astype(x_BNHK.dtype) for t in (cos_BNK, sin_BNK * sign_K))
+    return x_BNHK * cos + swapped * sin
 
 
 def sincos_table(dim: int, grid: Grid, axes: int = 3) -> np.ndarray:
