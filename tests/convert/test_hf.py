@@ -43,7 +43,7 @@ def test_features_and_training_path_agree(hf_model, encoder):
 
     objective, params = encoder.objective, encoder.params
     kept = gathered(np.asarray(objective._patches(video)[0]), context)
-    masked = jax.jit(objective._encode, static_argnums=2)(params["encoder"], kept, GRID, context)
+    masked = jax.jit(objective._encode_levels, static_argnums=2)(params["encoder"], kept, GRID, context)
     np.testing.assert_allclose(masked, data["out/masked_encoder_out"], **TOLERANCE)
 
     prediction = np.asarray(encoder.predict(video, context, target, mask_index=1))

@@ -22,7 +22,7 @@ def test_forward_agrees(fixture, unroll):
     def every_level(video):
         patches, grid = objective._patches(video)
         image = objective._is_image(video)
-        return objective._encode(params["encoder"], patches, grid, image=image, every_level=True)
+        return objective._encode_levels(params["encoder"], patches, grid, image=image)
 
     for video, name in (("video_bcthw", "full"), ("image_bcthw", "image"), ("video_nonsquare_bcthw", "nonsquare")):
         levels = every_level(channels_last(fixture[video]))

@@ -21,6 +21,7 @@ import numpy as np
 from vjepa_jax.config import ModelConfig
 from vjepa_jax.models.variants import ViTSize, encoder_size
 from vjepa_jax.ops.attention import FORWARD_KERNELS, attention
+from vjepa_jax.ops.float8 import float8_dot_general
 from vjepa_jax.ops.gelu import gelu
 from vjepa_jax.ops.losses import layer_norm
 from vjepa_jax.ops.norms import layer_norm_affine
@@ -66,7 +67,8 @@ class Block(nn.Module):
 
     `rope` is None or the pair (cos, sin) of `ops.rope.rope_tables`, [B, N, head_dim]; `valid` is None or bool [B, N],
     the tokens that may be attended to; `mask` is None or bool [N, N], which token may attend to which. With `segments`,
-    x holds several sequences side by side, and each attends to itself alone.
+    x holds several sequences side by side, and each attends to itself alone. With `float8` the products after a norm or
+    a GELU (qkv and the MLP) are of float8 inputs, for forward passes alone (ops.float8).
     """
 
     size: ViTSize
@@ -75,11 +77,12 @@ class Block(nn.Module):
     attention: str = "auto"
     eps: float = EPS
     segments: Segments = ()
+    float8: bool = False
 
     @nn.compact
     def __call__(self, x_BND, rope: Rope | None = None, valid_BN=None, mask_NN=None):
         heads = (3, self.size.num_heads, self.size.head_dim)
-        qkv = self.dense(features=heads, name="qkv")(self.norm(name="norm1")(x_BND))
+        qkv = self.normed_dense(features=heads, name="qkv")(self.norm(name="norm1")(x_BND))
         qkv = nn.with_logical_constraint(qkv, ("batch", "token", None, "heads", None))
         x_BND = self.attend(x_BND, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], rope, rope, valid_BN, mask_NN)
         return self.mlp(x_BND)
@@ -87,6 +90,11 @@ class Block(nn.Module):
     @property
     def dense(self):
         return functools.partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=weight_init)
+
+    @property
+    def normed_dense(self):
+        """`dense` of what a norm or a GELU gives."""
+        return functools.partial(self.dense, dot_general=float8_dot_general) if self.float8 else self.dense
 
     @property
     def norm(self):
@@ -106,13 +114,13 @@ class Block(nn.Module):
     def mlp(self, x_BND):
         """x + MLP(LN(x)): fc2(gelu(fc1 x)), or fc3(silu(fc1 x) * fc2 x) for SwiGLU, named as published."""
         normed = self.norm(name="norm2")(x_BND)
-        hidden = self.dense(features=self.size.mlp_dim, name="fc1")(normed)
+        hidden = self.normed_dense(features=self.size.mlp_dim, name="fc1")(normed)
         if self.size.swiglu:
-            hidden = nn.silu(hidden) * self.dense(features=self.size.mlp_dim, name="fc2")(normed)
+            hidden = nn.silu(hidden) * self.normed_dense(features=self.size.mlp_dim, name="fc2")(normed)
         else:
             hidden = gelu(hidden, self.gelu)
         hidden = nn.with_logical_constraint(hidden, ("batch", "token", "mlp"))
-        x_BND = x_BND + self.dense(features=self.size.embed_dim, name=f"fc{self.size.mlp_linears}")(hidden)
+        x_BND = x_BND + self.normed_dense(features=self.size.embed_dim, name=f"fc{self.size.mlp_linears}")(hidden)
         return nn.with_logical_constraint(x_BND, TOKENS)
 
 
@@ -123,8 +131,8 @@ class CrossBlock(Block):
     @nn.compact
     def __call__(self, x_BMD, context_BCD, ropes: tuple[Rope, Rope] | None = None, valid_BC=None):
         heads = (self.size.num_heads, self.size.head_dim)
-        q_BMHK = self.dense(features=heads, name="query")(self.norm(name="norm1")(x_BMD))
-        kv = self.dense(features=(2, *heads), name="kv")(self.norm(name="norm_context")(context_BCD))
+        q_BMHK = self.normed_dense(features=heads, name="query")(self.norm(name="norm1")(x_BMD))
+        kv = self.normed_dense(features=(2, *heads), name="kv")(self.norm(name="norm_context")(context_BCD))
         kv = nn.with_logical_constraint(kv, ("batch", "token", None, "heads", None))
         q_rope, k_rope = ropes or (None, None)
         x_BMD = self.attend(x_BMD, q_BMHK, kv[:, :, 0], kv[:, :, 1], q_rope, k_rope, valid_BC)
@@ -132,11 +140,16 @@ class CrossBlock(Block):
 
 
 def make_block(
-    size: ViTSize, model: ModelConfig, kind: type[Block] = Block, eps: float = EPS, segments: Segments = ()
+    size: ViTSize,
+    model: ModelConfig,
+    kind: type[Block] = Block,
+    eps: float = EPS,
+    segments: Segments = (),
+    float8: bool = False,
 ) -> Block:
     """One block as the config wants it. It owns no parameters: `run_blocks` stacks and applies them."""
     segments = segments if len(segments) > 1 else ()
-    return kind(size, jnp.dtype(model.dtype), model.gelu, model.attention, eps, segments, parent=None)
+    return kind(size, jnp.dtype(model.dtype), model.gelu, model.attention, eps, segments, float8, parent=None)
 
 
 def run_blocks(
@@ -230,6 +243,7 @@ class Encoder(nn.Module):
     """
 
     model: ModelConfig
+    float8: bool = False  # forward passes alone
 
     @nn.compact
     def __call__(
@@ -256,7 +270,7 @@ class Encoder(nn.Module):
         counts, special = counts or x_BND.shape[1:2], model.registers + model.cls_token
         if special:
             x_BND, rope, valid_BN = self._append_special(x_BND, rope, valid_BN, special, counts)
-        block = make_block(size, model, segments=tuple((n + special, n + special) for n in counts))
+        block = make_block(size, model, segments=tuple((n + special, n + special) for n in counts), float8=self.float8)
         levels = run_blocks(self, block, model, x_BND, rope, valid_BN, levels=model.levels)
         if special:
             lengths = tuple(n for count in counts for n in (count, special))

@@ -38,7 +38,7 @@ class Distillation(VJEPA2):
         for key in ("patch_size", "tubelet_size", "image_tokenizer"):
             if getattr(student, key) != getattr(teacher, key):
                 raise ConfigError(f"model.{key} and teacher.model.{key} differ: student and teacher share their tokens")
-        self.teacher = Encoder(teacher)
+        self.teacher = Encoder(teacher, float8=student.target_dtype == "float8")
 
     def init(self, rng: jax.Array) -> tuple[Params, Params]:
         params, aux = super().init(rng)
@@ -56,6 +56,6 @@ class Distillation(VJEPA2):
 
     def _targets(self, aux, patches_BNP, grid, image: bool):
         """Features of the student's EMA (only health reads them) and the teacher's, normalised."""
-        student_BND = self._encode(aux["target"], patches_BNP, grid, image=image)
+        student_BND = self.encoder.apply({"params": aux["target"]}, patches_BNP, grid, image=image)
         teacher_BNE = self.teacher.apply({"params": aux["teacher"]}, patches_BNP, grid, image=image)
         return jax.lax.stop_gradient(student_BND), layer_norm(jax.lax.stop_gradient(teacher_BNE))

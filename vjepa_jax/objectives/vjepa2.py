@@ -61,6 +61,7 @@ class VJEPA2:
     def __init__(self, run: RunConfig):
         self.run = run
         self.encoder = Encoder(run.model)
+        self.target = Encoder(run.model, float8=run.model.target_dtype == "float8")
         self.predictor = Predictor(run.model)
         # a width of zero channels or uneven heads is found here, before anything is built
         encoder_size(run.model), predictor_size(run.model)
@@ -164,7 +165,7 @@ class VJEPA2:
 
     def _targets(self, aux, patches_BNP, grid, image: bool) -> tuple[jax.Array, jax.Array]:
         """Outputs.features and Outputs.targets, without gradients."""
-        features_BNX = self._encode_levels(aux["target"], patches_BNP, grid, image=image)
+        features_BNX = self._encode_levels(aux["target"], patches_BNP, grid, image=image, encoder=self.target)
         levels = jnp.split(jax.lax.stop_gradient(features_BNX), predictor_levels(self.run.model), axis=-1)
         return levels[-1], jnp.concatenate([layer_norm(x_BND) for x_BND in levels], axis=-1)
 
@@ -218,7 +219,9 @@ class VJEPA2:
     def features(self, params: Params, video_BTYXC: jax.Array) -> jax.Array:
         """Features of whole clips, any size that divides into tubelets: float32 [B, T', H', W', D]."""
         patches_BNP, grid = self._patches(video_BTYXC)
-        features_BND = self._encode(params["encoder"], patches_BNP, grid, image=self._is_image(video_BTYXC))
+        features_BND = self.encoder.apply(
+            {"params": params["encoder"]}, patches_BNP, grid, image=self._is_image(video_BTYXC)
+        )
         return features_BND.reshape(video_BTYXC.shape[0], *grid, -1)
 
     def predict(
@@ -267,10 +270,10 @@ class VJEPA2:
         patches_BNP = patchify(video, self._tubelet(video_BTYXC), self.run.model.patch_size)
         return patches_BNP, self._grid(video_BTYXC)
 
-    def _encode_levels(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False, counts=()):
-        """What the predictor reads and predicts: all levels of the encoder, or the last one."""
+    def _encode_levels(
+        self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False, counts=(), encoder=None
+    ):
+        """What the predictor reads and predicts: all levels of the encoder (None: the online one), or the last one."""
         every_level = predictor_levels(self.run.model) > 1
-        return self._encode(params, patches_BNP, grid, ids_BN, valid_BN, image, every_level, counts)
-
-    def _encode(self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False, every_level=False, counts=()):
-        return self.encoder.apply({"params": params}, patches_BNP, grid, ids_BN, valid_BN, image, every_level, counts)
+        encoder = encoder or self.encoder
+        return encoder.apply({"params": params}, patches_BNP, grid, ids_BN, valid_BN, image, every_level, counts)
