@@ -5,13 +5,14 @@ import importlib.util
 import json
 import math
 import pathlib
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from data_pipelines import pipeline
-from vjepa_jax import ahead, cli, dryrun
+from vjepa_jax import ahead, cli, config_file, dryrun
 from vjepa_jax.config import from_config_dict
 from vjepa_jax.models.variants import encoder_size, predictor_size
 from vjepa_jax.parallel import partitioning
@@ -62,6 +63,33 @@ def test_executed_flops_count_what_is_recomputed(tiny_config, remat, factor):
     expected = parts["target"] + factor / 3 * (parts["context"] + parts["predictor"])
     assert ahead.executed_flops(run, setup) == pytest.approx(run.batch_size * expected)
     assert (ahead.executed_flops(run, setup) == pytest.approx(setup.step_flops)) == (factor == 3)
+
+
+def test_the_share_of_padding_by_hand(repo):
+    """ViT-L: 528 + 1056 and 128 + 1440 tokens of 2,048. Splash takes 640 for 528 and 1,920 for the predictor's."""
+    run = config_file.load(f"{repo}/experiments/pretrain/vjepa2.py:vitl", ["--config.data.path=v"])
+    setup = prepare(run)
+    assert setup.plan.budgets == [(528, 1056), (128, 1440)]
+    attention = lambda n, width, depth: 4.0 * n * n * width * depth
+    extra = 3 * (attention(640, 1024, 24) - attention(528, 1024, 24))
+    extra += 3 * (2 * attention(1920, 384, 12) - attention(1584, 384, 12) - attention(1568, 384, 12))
+    assert ahead.padding_share(run, setup) == pytest.approx(extra / setup.clip_flops)
+    assert ahead.padding_share(run, setup) < 0.05
+
+
+@pytest.mark.parametrize(("objective", "reads"), [("vjepa2", 1), ("separate", 2)])
+def test_weights_are_read_once_for_both_mask_groups(tiny_config, monkeypatch, objective, reads):
+    """Of a model whose activations are nothing, what moves is the state and the weights of each pass."""
+    monkeypatch.setattr(dryrun, "block_residuals", lambda *_, **__: 0.0)
+    monkeypatch.setattr(ahead, "cuts_sequences", lambda: objective == "separate")
+    group = {"kind": "random", "ratio": 0.5, "context": 8, "target": 8}
+    run = from_config_dict(tiny_config(masks={"groups": [group, group]}))
+    setup, mesh = prepare(run), partitioning.make_mesh(run.mesh)
+    outcome = types.SimpleNamespace(memory={"arguments": 100.0})
+    encoder, predictor = encoder_size(run.model).num_parameters(), predictor_size(run.model).num_parameters()
+    assert run.model.remat == "none" and run.model.dtype == "float32"
+    weights = 4.0 * (encoder + 2 * reads * (encoder + predictor))  # target; forward and backward of the others
+    assert ahead.memory_traffic(run, setup, mesh, outcome) == pytest.approx(200.0 + 2.0 * weights)
 
 
 def fake_describe(limit: dict[str, int]):

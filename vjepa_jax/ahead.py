@@ -20,7 +20,9 @@ from data_pipelines.masking import MaskPlan
 from vjepa_jax import dryrun
 from vjepa_jax.config import RunConfig
 from vjepa_jax.models.family import align
-from vjepa_jax.models.variants import encoder_size, predictor_size
+from vjepa_jax.models.variants import ViTSize, encoder_size, predictor_size
+from vjepa_jax.ops.attention import splash_blocks
+from vjepa_jax.ops.tokens import cuts_sequences
 from vjepa_jax.parallel import partitioning
 from vjepa_jax.parallel.chips import GIB
 from vjepa_jax.parallel.collectives import Collective, read_collectives
@@ -41,8 +43,9 @@ def describe(name: str, run: RunConfig, topology: Topology) -> dict[str, Any]:
       "fits" and "error"; "gib_per_device" by part against "hbm_gib" (of a step that does not fit, what the compiler
       says it needs, where it says so); "collectives" by kind, those between slices as "all-reduce dcn" and the like:
       how many the program holds, how often a step runs them, GiB sent by one device; "network": these by mesh axes,
-      with their seconds and FLOPs a byte; "kernels": calls of Pallas kernels in the program; "flops_per_step"
-      (analytic, 2 a multiply-add, of all devices, no recomputation); "roofline": seconds.
+      with their seconds and FLOPs a byte; "kernels": calls of Pallas kernels in the program; "hbm_traffic_gib" of one
+      chip (`memory_traffic`); "padding" (`padding_share`); "flops_per_step" (analytic, 2 a multiply-add, of all
+      devices, no recomputation); "roofline": seconds.
 
     Raises:
       ConfigError: what is wrong with the config, the topology, or the mesh on it.
@@ -120,11 +123,14 @@ def _measured(run: RunConfig, setup: Setup, mesh: Mesh, topology: Topology, outc
         axes: {"gib": row["bytes"] / GIB, "seconds": row["seconds"], "flops_per_byte": flops / row["bytes"]}
         for axes, row in table.items()
     }
-    times = roofline(topology.chip, flops, memory_traffic(run, setup, mesh, outcome), table)
+    moved = memory_traffic(run, setup, mesh, outcome)
+    times = roofline(topology.chip, flops, moved, table)
     return {
         "collectives": _by_kind(found),
         "network": network,
         "kernels": outcome.hlo.count(_KERNEL),
+        "hbm_traffic_gib": moved / GIB,
+        "padding": padding_share(run, setup) if outcome.hlo.count(_KERNEL) else 0.0,
         "roofline": times | {"mfu": setup.step_flops / mesh.size / topology.chip.flops / times["step"]},
     }
 
@@ -156,18 +162,38 @@ def memory_traffic(run: RunConfig, setup: Setup, mesh: Mesh, outcome: Outcome) -
     once they are gathered. XLA keeps some of it on the chip."""
     shards = math.prod(mesh.shape[axis] for axis in partitioning.BATCH_AXES)
     total, passes = 2.0 * outcome.memory["arguments"], RECOMPUTED[run.model.remat] - 1.0
-    width = jnp.dtype(run.model.dtype).itemsize
-    encoder, predictor = encoder_size(run.model), predictor_size(run.model)
+    width, cut = jnp.dtype(run.model.dtype).itemsize, mesh.shape["context"] * mesh.shape["tensor"]
+    with partitioning.on_mesh(mesh):
+        packed = not cuts_sequences() and run.objective != "ijepa"  # mask groups read the weights together
     for stream, plan in _streams(run, setup):
-        cut = mesh.shape["context"] * mesh.shape["tensor"]
-        sequences = [(encoder, math.prod(stream.grid), 1.0)]
-        sequences += [(encoder, group.context, passes) for group in plan.groups]
-        sequences += [(predictor, context + target, passes) for context, target in plan.budgets]
-        for size, tokens, count in sequences:
+        for size, tokens, trained in _sequences(run, stream, plan):
             block = dryrun.block_residuals(size, tokens, run.model, "none", fused=run.model.attention != "xla")
             weights = width * size.num_parameters() / mesh.shape["tensor"]
-            total += 2.0 * count * (size.depth * block * stream.batch_size / shards / cut + weights)
+            weights /= len(plan.groups) if trained and packed else 1
+            moved = size.depth * block * stream.batch_size / shards / cut + weights
+            total += 2.0 * (passes if trained else 1.0) * moved
     return total
+
+
+def padding_share(run: RunConfig, setup: Setup) -> float:
+    """FLOPs that splash attention spends on the tokens that fill its blocks, over the FLOPs of the step that count."""
+    extra = 0.0
+    for stream, plan in _streams(run, setup):
+        for size, tokens, trained in _sequences(run, stream, plan):
+            wasted = splash_blocks(tokens)[1] ** 2 - tokens**2
+            extra += (3.0 if trained else 1.0) * stream.batch_size * 4.0 * size.depth * size.embed_dim * wasted
+    return extra / setup.step_flops
+
+
+def _sequences(run: RunConfig, stream: RunConfig, plan: MaskPlan) -> Iterator[tuple[ViTSize, int, bool]]:
+    """What passes through blocks for one clip: their size, tokens, and whether a gradient comes back."""
+    encoder, predictor, special = encoder_size(run.model), predictor_size(run.model), run.model.registers
+    special += run.model.cls_token
+    yield encoder, math.prod(stream.grid) + special, False
+    for group in plan.groups:
+        yield encoder, group.context + special, True
+    for context, target in plan.budgets:
+        yield predictor, context + target, True
 
 
 def _streams(run: RunConfig, setup: Setup) -> list[tuple[RunConfig, MaskPlan]]:
@@ -232,7 +258,9 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
         add(kind, lambda r, kind=kind: _kind_cell(r["collectives"].get(kind)))
     for axes in dict.fromkeys(axes for r in rows for axes in r.get("network", ())):
         add(f"over {axes}", lambda r, axes=axes: _network_cell(r["network"].get(axes)))
+    add("to and from HBM, estimate", lambda r: f"{r['hbm_traffic_gib']:.1f} GiB a step" if "padding" in r else "-")
     add("Pallas kernels", lambda r: str(r["kernels"]))
+    add("attention's padding", lambda r: f"{r['padding']:.1%} of the FLOPs" if "padding" in r else "-")
     always("FLOP a step", lambda r: f"{r['flops_per_step'] / 1e15:.3g} P")
     for part in ("compute", "hbm", "ici", "dcn"):
         add(f"roofline, {part}", lambda r, part=part: f"{1e3 * r['roofline'][part]:.1f} ms")
