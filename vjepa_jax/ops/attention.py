@@ -125,6 +125,8 @@ def _xla(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
     if allowed is not None:
         logits_BHNM = jnp.where(allowed, logits_BHNM, -1e30)
     weights_BHNM = jax.nn.softmax(logits_BHNM, axis=-1).astype(v_BMHK.dtype)
+    if platform() == "cpu":  # XLA (of jax 0.10) would take exponentials again for every channel of the values
+        weights_BHNM = jax.lax.optimization_barrier(weights_BHNM)
     return jnp.einsum("BHNM,BMHK->BNHK", weights_BHNM, v_BMHK)
 
 
