@@ -1,5 +1,7 @@
 """Config files with command-line overrides."""
 
+import dataclasses
+
 import pytest
 
 from vjepa_jax import config_file
@@ -66,3 +68,48 @@ def test_wrong_files_are_one_line(tmp_path):
     typo.write_text(FILE.replace('"steps"', '"stpes"'))
     with pytest.raises(ConfigError, match="steps"):
         config_file.load(str(typo))
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Settings of a protocol, to read groups with."""
+
+    horizons: tuple[int, ...] = (1, 2)
+    seeds: int = 3
+    scale: float = 1.0
+    data: str = ""
+    frames: int | None = None
+
+
+def groups(tmp_path, text, *overrides):
+    path = tmp_path / "evals.py"
+    path.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({text})\n")
+    return config_file.load_groups(str(path), overrides, {"probe": Probe, "other": Probe})
+
+
+def test_groups_are_read_by_name_with_overrides(tmp_path):
+    read = groups(
+        tmp_path, {"other": {"seeds": 1}, "probe": {}}, "--config.probe.horizons=(4,)", "--config.other.scale=2"
+    )
+    assert read == {"other": Probe(seeds=1, scale=2.0), "probe": Probe(horizons=(4,))} and list(read) == [
+        "other",
+        "probe",
+    ]
+    assert groups(tmp_path, {"probe": {}}, "--config.probe.frames=8")["probe"].frames == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ({"prob": {}}, (), "unknown protocol 'prob': there is probe, other; did you mean 'probe'?"),
+        ({"probe": {"seed": 1}}, (), "seed"),
+        ({"probe": {}}, ("--config.probe.seed=1",), "unknown config key probe.seed; did you mean 'probe.seeds'?"),
+        ({"probe": {"seeds": "a"}}, (), "probe.seeds='a' must be of type int"),
+        ({"probe": 1}, (), "probe must be a group of keys, got 1"),
+        ({}, (), "gives no protocol: there is probe, other"),
+    ],
+)
+def test_mistakes_in_groups_are_one_line(tmp_path, text, overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        groups(tmp_path, text, *overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

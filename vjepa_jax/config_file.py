@@ -5,14 +5,15 @@ import importlib.util
 import os
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from vjepa_jax import config as config_lib
-from vjepa_jax.config import ConfigError, RunConfig, from_config_dict
-from vjepa_jax.config_build import hint
+from vjepa_jax.config import ConfigError, RunConfig, from_config_dict, plain_dict
+from vjepa_jax.config_build import build, hint
 from vjepa_jax.config_stages import expand
 
 
@@ -35,8 +36,32 @@ def load_stages(path: str, overrides: list[str] | tuple[str, ...] = ()) -> list[
     return expand(_overridden(path, overrides))
 
 
+def load_groups(path: str, overrides: list[str] | tuple[str, ...], known: Mapping[str, type]) -> dict[str, Any]:
+    """The groups that a file's get_config() gives, as dataclasses: {name: known[name]}, in the file's order.
+
+    Evaluations are configured so: a group a protocol. A group holds what differs from its dataclass's defaults.
+
+    Raises:
+      ConfigError: no such file, no group, an unknown group or key (with the nearest known one), a wrong type.
+    """
+    file, given = _given(path)
+    for name, group in given.items():
+        if name not in known:
+            raise ConfigError(f"{file}: unknown protocol {name!r}: there is {', '.join(known)}{hint(name, known)}")
+        if not isinstance(group, ConfigDict | dict):
+            raise ConfigError(f"{file}: {name} must be a group of keys, got {group!r}")
+    if not given:
+        raise ConfigError(f"{file}: get_config() gives no protocol: there is {', '.join(known)}")
+    template = {name: _template(known[name], group) for name, group in given.items()}
+    values = plain_dict(_with_overrides(_filled(file, template, given), overrides))
+    return {name: build(known[name], group, name) for name, group in values.items()}
+
+
 def _overridden(path: str, overrides: list[str] | tuple[str, ...]) -> ConfigDict:
-    config = read(path)
+    return _with_overrides(read(path), overrides)
+
+
+def _with_overrides(config: ConfigDict, overrides: list[str] | tuple[str, ...]) -> ConfigDict:
     _check_keys(config, overrides)
     argv = ["vjepa", *overrides]
     values = flags.FlagValues()
@@ -50,6 +75,12 @@ def _overridden(path: str, overrides: list[str] | tuple[str, ...]) -> ConfigDict
 
 def read(path: str) -> ConfigDict:
     """The file's config over the defaults, unvalidated. Raises ConfigError."""
+    file, given = _given(path)
+    return _filled(file, _template(RunConfig, given), given)
+
+
+def _given(path: str) -> tuple[str, Any]:
+    """The file that "file.py:argument" names, and what its get_config gives."""
     file, _, argument = path.partition(":")
     if not os.path.isfile(file):
         raise ConfigError(f"config file {file} does not exist: the ready ones are in experiments/")
@@ -64,8 +95,12 @@ def read(path: str) -> ConfigDict:
             f"config file {file} has no variant {argument!r}: the ones there are {', '.join(variants)}"
             f"{hint(argument, variants)}"
         )
-    given = module.get_config(argument) if argument else module.get_config()
-    config = ConfigDict(_template(RunConfig, given)).lock()
+    return file, module.get_config(argument) if argument else module.get_config()
+
+
+def _filled(file: str, template: dict[str, Any], given: Any) -> ConfigDict:
+    """The template with the values that the file gives, locked."""
+    config = ConfigDict(template).lock()
     try:
         with config.ignore_type():
             config.update(given)

@@ -1,5 +1,6 @@
 """The one thing that evaluations, streaming, planning and users take: config + parameters + jitted functions."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -39,6 +40,12 @@ class Encoder:
         objective = objectives.create(run)
         params, aux = jax.jit(objective.init)(jax.random.key(seed))
         return cls(run, objective.eval_params(params, aux), objective)
+
+    def with_params(self, params: Any) -> "Encoder":
+        """The same model with other parameters of the same shapes; what has been compiled serves it too."""
+        other = copy.copy(self)
+        other.params = params
+        return other
 
     def __call__(self, video: Any) -> jax.Array:
         """Features of clips: uint8 or normalised float [B, T, H, W, 3] (or one clip without B).

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from vjepa_jax.config import from_config_dict
+from vjepa_jax.encoder import Encoder
 from vjepa_jax.evals import controls
 from vjepa_jax.evals.features import pixel_features
 from vjepa_jax.evals.scores import bootstrap, format_scores, mean_interval, score
@@ -85,3 +87,16 @@ def test_shuffled_frames_are_the_same_frames_in_one_other_order():
 def test_the_collapsed_encoder_is_constant():
     features = np.asarray(controls.constant_features(video(), 2, 2))
     assert features.shape == (2, 4, 2, 2, 8) and features.std((0, 1, 2, 3)).max() == 0
+
+
+def test_random_inits_are_those_of_the_encoder_and_share_its_programs(tiny_config):
+    encoder = Encoder.random(from_config_dict(tiny_config()), seed=1)
+    named = controls.encoders(encoder, 2)
+    clip = np.random.default_rng(0).integers(0, 256, (1, 4, 16, 16, 3), np.uint8)
+    features = {name: [np.asarray(each(clip)) for each in group] for name, group in named.items()}
+    assert list(features) == ["trained", "random init", "raw pixels"]
+    first, second = features["random init"]
+    assert not np.allclose(first, second) and not np.allclose(first, features["trained"][0])
+    np.testing.assert_allclose(first, np.asarray(Encoder.random(encoder.run, 1000)(clip)), atol=1e-5)
+    assert encoder._features._cache_size() == 1
+    assert list(controls.encoders(encoder, 1, pixels=False)) == ["trained", "random init"]

@@ -25,7 +25,9 @@ def encoders(encoder: Encoder, seeds: int, *, pixels: bool = True) -> dict[str, 
     """
     model = encoder.run.model
     named: dict[str, list[Any]] = {TRAINED: [encoder]}
-    named[RANDOM] = [Encoder.random(encoder.run, 1000 + seed) for seed in range(seeds)]
+    fresh = jax.jit(lambda key: encoder.objective.eval_params(*encoder.objective.init(key)))
+    # the same model: compiled once for all of them
+    named[RANDOM] = [encoder.with_params(fresh(jax.random.key(1000 + seed))) for seed in range(seeds)]
     if pixels:
         named[PIXELS] = [functools.partial(pixel_features, patch=model.patch_size, tubelet=model.tubelet_size)]
     return named
