@@ -45,6 +45,11 @@ def run(capsys, *argv):
         (("train", "--config", "nofile.py", "--workdir", "w"), "config file nofile.py does not exist"),
         (("train", "--config", "x.py", "--workdir", "w", "--steps=3"), "config keys are set with --config.KEY=VALUE"),
         (("eval", "--workdir", "nowhere-at-all", "--data", "x.csv"), "is not a run folder"),
+        (("eval",), "name a file of protocols with --config, or a run to probe with --workdir"),
+        (("eval", "--config", "x.py"), "the following arguments are required: --checkpoint"),
+        (("eval", "--config", "nofile.py", "--checkpoint", "w"), "config file nofile.py does not exist"),
+        (("eval", "--config", "x.py", "--checkpoint", "w", "--data", "x.csv"), "--data does not go with --config"),
+        (("eval", "--workdir", "w", "--config.a.b=1"), "--config.a.b=1 does not go with --workdir"),
         (("convert", "nowhere-at-all", "x"), "is not a run folder"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from data_pipelines import masking
 from vjepa_jax import config_file, objectives
 from vjepa_jax.config import ConfigError
+from vjepa_jax.evals import suite
 from vjepa_jax.training.optim import decay_mask, make_optimizer
 from vjepa_jax.training.state import abstract_state
 from vjepa_jax.training.step import make_train_step
@@ -29,7 +30,11 @@ def variants_of(file):
     return namespace.get("VARIANTS", ("",))
 
 
-CASES = [f"{file}:{variant}".rstrip(":") for file in FILES for variant in variants_of(file)]
+EVALS = [file for file in FILES if file.startswith("evals/")]
+RUNS = [file for file in FILES if file not in EVALS]
+CASES, EVAL_CASES = (
+    [f"{file}:{variant}".rstrip(":") for file in files for variant in variants_of(file)] for files in (RUNS, EVALS)
+)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -39,6 +44,12 @@ def test_a_config_says_how_it_is_run_and_lists_its_variants(file):
         assert line in text, f"{file} does not say {line}"
     (function,) = (n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == "get_config")
     assert bool(function.args.args) == (variants_of(file) != ("",)), f"{file}: VARIANTS and the argument go together"
+
+
+@pytest.mark.parametrize("case", EVAL_CASES)
+def test_every_file_of_evaluations_builds(case):
+    groups = config_file.load_groups(str(ROOT / case), [], suite.CONFIGS)
+    assert groups and all(type(cfg) is suite.CONFIGS[name] for name, cfg in groups.items())
 
 
 def state_of(run):
@@ -60,7 +71,7 @@ def test_every_variant_and_stage_builds_with_its_state(case):
         )
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("cooldown/")])
+@pytest.mark.parametrize("file", [file for file in RUNS if not file.startswith("cooldown/")])
 def test_the_step_of_a_file_has_shapes(file):
     """A cooldown is the program of its pre-training at another size."""
     run = config_file.load_stages(str(ROOT / f"{file}:{variants_of(file)[0]}".rstrip(":")))[-1][1]

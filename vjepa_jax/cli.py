@@ -15,7 +15,7 @@ _BEGAN = time.perf_counter()  # importing jax is part of a start
 HELP = """usage: vjepa VERB [options]
 
   train    pre-train a model:        vjepa train --config FILE --config.data.path=DIR --workdir RUN
-  eval     probe a trained encoder:  vjepa eval --workdir RUN --data labels.csv
+  eval     measure a trained one:    vjepa eval --config FILE --checkpoint RUN
   report   write RUN/report.html:    vjepa report --workdir RUN
   models   list the V-JEPA family:   vjepa models
   convert  weights in and out:       vjepa convert vitl.pt runs/vitl
@@ -114,24 +114,11 @@ def _dry_run(runs: list, options: argparse.Namespace) -> int:
 
 
 def _eval(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vjepa eval",
-        description="Frozen linear, kNN and attentive probes of a trained encoder, beside random init and raw pixels.",
-        epilog="example: vjepa eval --workdir runs/first --data labels.csv   (columns path, label, split)",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; receives probes.json")
-    parser.add_argument("--data", default=None, metavar="CSV", help="labelled videos; default: eval.path of the run")
-    parser.add_argument("--step", type=int, default=None, help="checkpoint to take; default: the newest")
-    parser.add_argument("--probes", default=None, help="comma-separated: linear,knn,attentive")
-    parser.add_argument("--labels", default=None, help="comma-separated sizes of the labelled subset; default: all")
-    parser.add_argument("--seeds", type=int, default=None)
-    parser.add_argument("--segments", type=int, default=None, help="clips a video, their tokens joined in time")
-    options = parser.parse_args(argv)
-    quiet_flags()
-    from vjepa_jax.evals import run
+    if argv and not {"-h", "--help"} & set(argv):
+        _keep_programs()
+    from vjepa_jax import cli_eval
 
-    return run.main(options)
+    return cli_eval.main(argv)
 
 
 def _report(argv: list[str]) -> int:

@@ -106,7 +106,7 @@ def format_scores(scores: Sequence[Score]) -> str:
             s["metric"],
             s["encoder"],
             _number(s["value"], s["unit"]),
-            "" if s["low"] is None else f"{_number(s['low'], '')} to {_number(s['high'], s['unit'])}",
+            "" if s["low"] is None else f"{_number(s['low'], s['unit'], '')} to {_number(s['high'], s['unit'])}",
             str(s["seeds"]),
             "" if s["chance"] is None else _number(s["chance"], s["unit"]),
             str(s["count"]),
@@ -131,5 +131,6 @@ def markdown(rows: Sequence[Sequence[str]], numeric: set[int] | frozenset[int] =
     return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
 
 
-def _number(value: float, unit: str) -> str:
-    return f"{value:.1f}{' ' if unit else ''}{unit}" if abs(value) >= 10 or unit == "%" else f"{value:.3f}{unit}"
+def _number(value: float, unit: str, shown: str | None = None) -> str:
+    shown = unit if shown is None else shown
+    return f"{value:.1f}{' ' if shown else ''}{shown}" if abs(value) >= 10 or unit == "%" else f"{value:.3f}{shown}"

@@ -1,6 +1,6 @@
 """report.html of a run: one self-contained file that shows whether the run is healthy and what it learned.
 
-It reads what the run left in its folder (config.json, metrics.jsonl, probes.json, bad_videos.jsonl, run.json,
+It reads what the run left in its folder (config.json, metrics.jsonl, probes.json, evals/, bad_videos.jsonl, run.json,
 pictures/) and needs none of it: a missing part is left out or named as missing.
 """
 
@@ -21,6 +21,7 @@ from vjepa_jax.training.charts import Chart, number
 from vjepa_jax.training.files import write_bytes
 from vjepa_jax.training.metrics import duration, read_metrics
 from vjepa_jax.training.pictures import SavedPicture, data_uri, mime_type, picture_size, saved_pictures, still
+from vjepa_jax.training.report_evals import ONLINE, evals_section, online_charts, read_evaluations
 from vjepa_jax.training.report_page import page
 from vjepa_jax.training.report_probes import probe_section, probe_tile
 from vjepa_jax.training.report_time import time_lead, time_section
@@ -58,6 +59,7 @@ _BASELINES = (
     "The baselines are losses of two guesses on the health batch: each target is a copy of the nearest visible token, "
     "or the mean feature. Both need features of the target encoder, so they move with it."
 )
+_EVALUATIONS = "Value and 95 % interval of every metric, beside those of the controls. Bold: the trained encoder."
 _HINT = "Move the pointer over a curve for values at a step; arrow keys work too."
 _NOT_CHARTED = {"step", "seconds", "rankme_max"}  # nor time/...: a table of its own
 
@@ -161,7 +163,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
         "Loss by mask group", tuple((n, n.removeprefix("loss/"), False) for n in groups[:5]), scale="either"
     )
     known = {key for c in (*_LEARNING, *_HEALTH, *_SPEED, by_group) for key, _, _ in c.keys} | _NOT_CHARTED
-    others = [Chart(n, ((n, n, False),)) for n in sorted(names - known) if not n.startswith("time/")]
+    others = [Chart(n, ((n, n, False),)) for n in sorted(names - known) if not n.startswith(("time/", ONLINE))]
 
     maximum = next((r["rankme_max"] for r in reversed(records) if r.get("rankme_max")), None)
     limits: dict[str, list[tuple[str, float]]] = {"Feature standard deviation": [("alarm", STD_ALARM)]}
@@ -181,6 +183,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     parts = [
         ("Learning", grid([_LEARNING[0], by_group, *learning]), _BASELINES if "baseline_copy" in names else ""),
         ("Health", grid(_HEALTH), ""),
+        ("Evaluations during training", grid(online_charts(sorted(names))), ""),
         ("Speed", grid(_SPEED[:-1], substituted), ""),
     ]
     if others and (drawn := grid(others)):
@@ -357,6 +360,7 @@ def write_report(
     pictures = saved_pictures(workdir) if pictures is None else pictures
 
     sections = [("Probes", probe_section(probes), "")]
+    sections.append(("Evaluations", evals_section(read_evaluations(workdir, problems)), _EVALUATIONS))
     sections += _curves(records)
     totals = run["totals"] if isinstance(run.get("totals"), dict) else {}
     sections.append(("Time", time_section(totals), time_lead(totals)))
