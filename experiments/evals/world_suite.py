@@ -15,4 +15,5 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.surprise = ConfigDict({"contexts": (2, 4, 6), "fixed_context": 4, "frame_step": 1, "pairs": 96})
+    config.motion = ConfigDict({"horizons": (1, 2), "videos": 256})
     return config
