@@ -16,4 +16,5 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.surprise = ConfigDict({"contexts": (2, 4, 6), "fixed_context": 4, "frame_step": 1, "pairs": 96})
     config.motion = ConfigDict({"horizons": (1, 2), "videos": 256})
+    config.consistency = ConfigDict({"deltas": (1, 3, 6), "videos": 128})
     return config

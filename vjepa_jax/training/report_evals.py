@@ -124,4 +124,6 @@ def _chance(rows: Sequence[Row]) -> str:
 def _number(value: Any, unit: Any) -> str:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return html.escape(str(value))
-    return f"{value:.1f}" if unit == "%" or abs(value) >= 10 else f"{value:.2f}"
+    if unit == "%" or abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.1g}"
