@@ -17,4 +17,6 @@ def get_config() -> ConfigDict:
     config.surprise = ConfigDict({"contexts": (2, 4, 6), "fixed_context": 4, "frame_step": 1, "pairs": 96})
     config.motion = ConfigDict({"horizons": (1, 2), "videos": 256})
     config.consistency = ConfigDict({"deltas": (1, 3, 6), "videos": 128})
+    config.context = ConfigDict({"frames": (8, 16, 32), "train": 192, "test": 192, "seeds": 1})
+    config.transfer = ConfigDict({"train": 1000, "test": 500})
     return config

@@ -156,7 +156,7 @@ def test_settings_that_do_not_fit_are_one_line(run):
         with pytest.raises(ConfigError, match=message):
             consistency.run(named, dataclasses.replace(SMALL, **changes))
     short = from_config_dict_like(run, 4)
-    with pytest.raises(ConfigError, match="consistency needs clips of at least 4 time steps, .* on 4 frames, 2 a step"):
+    with pytest.raises(ConfigError, match="consistency needs clips of at least 4 time steps"):
         consistency.run({controls.TRAINED: [Collapsed(short)]}, SMALL)
 
 
