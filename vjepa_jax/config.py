@@ -20,6 +20,7 @@ from vjepa_jax.config_augment import RandAugment as RandAugment
 from vjepa_jax.config_build import ConfigError as ConfigError
 from vjepa_jax.config_build import build, flatten
 from vjepa_jax.config_checks import validate
+from vjepa_jax.config_eval import EvalConfig as EvalConfig
 
 
 @dataclass(frozen=True)
@@ -286,20 +287,6 @@ class LogConfig:
     images_every_steps: int = 1000
     report: bool = True  # write report.html at the end
     stuck_after: float = 900.0  # seconds without progress until all stacks are written down; 0: never
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Frozen probes on labelled videos. path: a manifest with `label` and `split` (train, test) columns; '': none."""
-
-    path: str = ""
-    every_steps: int = 0  # 0: at the end only
-    probes: tuple[str, ...] = ("linear", "knn", "attentive")
-    num_labels: tuple[int, ...] = ()  # sizes of the labelled training subset; empty: all
-    seeds: int = 3
-    batch_size: int = 64
-    baselines: bool = True  # also probe random-init encoders and raw pixels
-    segments: int = 1  # clips a video, their tokens joined in time
 
 
 @dataclass(frozen=True)

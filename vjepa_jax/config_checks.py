@@ -6,6 +6,7 @@ from typing import Any
 
 from vjepa_jax.config_augment import validate_augment
 from vjepa_jax.config_build import ConfigError, flatten, hint
+from vjepa_jax.config_eval import validate_eval
 
 RunConfig = Any  # config.RunConfig, which knows this module
 
@@ -45,6 +46,7 @@ def validate(c: RunConfig) -> None:
     _validate_masks(c)
     _validate_loss(c)
     _validate_streams(c)
+    validate_eval(c.eval)
     if c.init.optimizer and c.init.weights != "all":
         raise ConfigError("init.optimizer=True needs init.weights='all': the moments belong to the online encoder")
     if not 0.0 <= c.ema.start <= 1.0 or not 0.0 <= c.ema.end <= 1.0:

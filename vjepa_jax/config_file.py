@@ -123,14 +123,17 @@ def _template(cls: type, given: Any = None) -> dict[str, Any]:
     An optional group (images, say) has its keys where `given` sets it, and is a placeholder elsewhere.
     """
     hints, values = typing.get_type_hints(cls), {}
+    given = given if isinstance(given, ConfigDict | dict) else {}
     for f in dataclasses.fields(cls):
-        kind = hints[f.name]
+        kind, own = hints[f.name], given.get(f.name)
         group = _plain_type(kind)
-        if dataclasses.is_dataclass(group) and (group is kind or (given is not None and given.get(f.name))):
-            values[f.name] = _template(group)
+        if dataclasses.is_dataclass(group) and (group is kind or own):
+            values[f.name] = _template(group, own)
             continue
         if group is dict:
-            values[f.name] = {name: _template(typing.get_args(kind)[1]) for name in (given or {}).get(f.name) or {}}
+            named = dict(own) if isinstance(own, ConfigDict | dict) else {}
+            members = typing.get_args(kind)
+            values[f.name] = {name: _template(members[1], named[name]) for name in named} if members else named
             continue
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if default is dataclasses.MISSING or default is None:

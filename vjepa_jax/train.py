@@ -11,6 +11,7 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from vjepa_jax.config import ConfigError, RunConfig
 from vjepa_jax.encoder import CONFIG_FILE, Encoder
 from vjepa_jax.evals import run as evals_run
 from vjepa_jax.evals.frozen import format_table
+from vjepa_jax.evals.online import Online, check
 from vjepa_jax.parallel import distributed, partitioning
 from vjepa_jax.parallel.chips import peak_flops
 from vjepa_jax.parallel.distributed import EXIT_RESUME
@@ -69,6 +71,7 @@ def prepare(run: RunConfig) -> Setup:
     objective, optimizer = objectives.create(run), make_optimizer(run)
     abstract = abstract_state(objective, optimizer)
     decay_mask(abstract["params"], run.optim)
+    check(run.eval)
     plan = masking.make_plan(run)
     clip_flops = sum(objective.flops(plan.budgets).values())
     step_flops, stream_plans = clip_flops * run.batch_size, {}
@@ -131,6 +134,7 @@ def train(
         starting.check_source(run, workdir, setup.abstract)
     totals = _claim(workdir, run, is_main)
 
+    online = Online(run, objective, workdir, command)
     replicated = partitioning.replicated(mesh)
     train_step = jit_step(run, setup, mesh)
     measure_health = jax.jit(health.make_health(objective, run), out_shardings=replicated)
@@ -182,8 +186,8 @@ def train(
     pending: tuple[int, Any, Any, Any] | None = None  # the step before: its metrics are read while this one runs
     stopping = False  # decided by all processes together
 
-    def finish() -> None:
-        """Wait for the pending step, check it, log it."""
+    def finish(measure: Callable[[int], dict[str, float]] | None = None) -> None:
+        """Wait for the pending step, check it, log it, with what `measure` finds on its state."""
         nonlocal pending, last, stopping
         if pending is None:
             return
@@ -195,8 +199,9 @@ def train(
             raise NonFiniteLossError(_dump(workdir, step, values, last))
         spikes.check(values, step)
         last = values
-        if step % run.log.every_steps == 0 or step in (start + 1, run.steps) or vitals:
-            log.write(step, values | reading)
+        measured = measure(step) if measure else {}
+        if step % run.log.every_steps == 0 or step in (start + 1, run.steps) or vitals or measured:
+            log.write(step, values | measured | reading)
             reading.update(dict.fromkeys(reading, 0))
         if vitals and (problem := health.warning(values)):
             log.warn(f"step {step}: {problem}")
@@ -212,6 +217,12 @@ def train(
         """The parameters that are evaluated, on the host, of all processes."""
         watchdog.step(step, doing)
         return distributed.fetch(objective.eval_params(state["params"], state["aux"]), mesh)
+
+    def measure_online(step: int) -> dict[str, float]:
+        """The protocols of eval.online that are due, on the state of this step."""
+        with log.spend("evaluation"):
+            params = fetch_model(step, "evaluating")
+            return online(params, online.due(step), step, log.warn) if is_main else {}
 
     def evaluate(step: int) -> None:
         """Frozen probes of the trained encoder, with its baselines; prints and writes the table."""
@@ -254,6 +265,8 @@ def train(
                 pending = (step, metrics, vitals, asked)
                 log.tick()
 
+                if online.due(step):
+                    finish(measure_online)
                 if step % run.checkpoint.every_steps == 0 or step == run.steps:
                     finish()  # a state that is saved is known to be finite
                     save(step)
