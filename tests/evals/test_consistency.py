@@ -108,7 +108,7 @@ def test_a_collapsed_encoder_scores_badly_everywhere(run):
     rows = by_name({controls.TRAINED: [Collapsed(run)]})
     value = lambda metric: rows["trained", metric]["value"]
     for delta in (1, 4):
-        row = rows["trained", f"TC-disc, PCK at {delta} frames"]
+        row = rows["trained", f"TC-disc, PCK, frames apart: {delta}"]
         assert row["value"] == pytest.approx(row["chance"]) and row["value"] < 35
     assert value("TC-ICC") == 0.0 and value("jitter of overlapping windows") == 1.0
     pixels = consistency.straightness(
@@ -132,7 +132,7 @@ class Colours:
 
 def test_an_encoder_of_colours_finds_coloured_objects(run):
     rows = by_name({controls.TRAINED: [Colours(run)]}, dataclasses.replace(SMALL, videos=48))
-    row = rows["trained", "TC-disc, PCK at 4 frames"]
+    row = rows["trained", "TC-disc, PCK, frames apart: 4"]
     assert row["low"] > row["chance"] + 5
     assert rows["trained", "TC-ICC"]["value"] > 0.3 and rows["trained", "jitter of overlapping windows"]["value"] < 1e-6
     assert rows["trained", "straightness, above that of pixels"]["low"] is not None

@@ -107,11 +107,11 @@ def test_a_collapsed_encoder_is_at_chance(run):
 def test_rows_with_controls_and_both_curves(run):
     rows = context.run(controls.encoders(Encoder.random(run), 2), dataclasses.replace(SMALL, tasks=("order",)))
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    longer = ["order, 8 frames", "order, 16 frames", "effective context in frames, order"]
-    assert metrics == [*longer, "order, 16 frames, denser"]
+    longest = ["order, 16 frames", "effective context in frames, order"]
+    assert metrics == [*longest, "order, 8 frames", "order, 16 frames, denser"]
     names = {row["encoder"] for row in rows if row["metric"] == "order, 16 frames"}
     assert names == {"trained", "random init", "raw pixels", "shuffled frames", "last 8 frames"}
-    assert list(context._lengths(SMALL)) == [(8, "longer", 1), (16, "longer", 1), (16, "denser", 2)]
+    assert list(context._lengths(SMALL)) == [(16, "longer", 1), (8, "longer", 1), (16, "denser", 2)]
 
 
 def test_settings_that_do_not_fit_are_one_line(run):

@@ -98,17 +98,23 @@ def test_a_model_that_knows_the_future_scores_all(run):
             assert value == pytest.approx(1.0, abs=1e-6), metric
         elif metric.startswith("retrieval"):
             assert value == pytest.approx(100.0), metric
-    assert scores["position, readout-normalised at 1"] == 1.0 and scores["occupancy, readout-normalised at 1"] == 1.0
-    assert scores["R2 of position from the oracle at 1"] > scores["R2 of position from the copy at 1"] + 0.02
+    assert (
+        scores["position, readout-normalised at 1 tubelet"] == 1.0
+        and scores["occupancy, readout-normalised at 1 tubelet"] == 1.0
+    )
+    assert (
+        scores["R2 of position from the oracle at 1 tubelet"]
+        > scores["R2 of position from the copy at 1 tubelet"] + 0.02
+    )
 
 
 def test_a_model_that_expects_rest_has_no_skill(run):
     scores = by_metric(Static(run))
-    for metric in ("skill against persistence at 1", "skill against persistence at 1, moving tokens"):
+    for metric in ("skill against persistence at 1 tubelet", "skill against persistence at 1 tubelet, moving tokens"):
         assert scores[metric] == pytest.approx(0.0, abs=1e-6)
-    assert scores["position, readout-normalised at 1"] == pytest.approx(0.0, abs=1e-6)
+    assert scores["position, readout-normalised at 1 tubelet"] == pytest.approx(0.0, abs=1e-6)
     # its forecast is a candidate, the last given step, which is never the right one
-    assert scores["retrieval top-1 of 8, same video at 1"] == 0.0
+    assert scores["retrieval top-1 of 8, same video at 1 tubelet"] == 0.0
 
 
 def test_a_collapsed_model_is_at_chance(run):
@@ -118,9 +124,9 @@ def test_a_collapsed_model_is_at_chance(run):
             assert value == 0.0, metric
         elif metric.startswith("R2"):
             assert value < 0.05, metric
-    assert scores["retrieval top-1 of 16 at 1"] == pytest.approx(100 / 16)
-    assert scores["retrieval MRR of 16 at 1"] == pytest.approx(100 * np.mean(1 / np.arange(1, 17)))
-    assert scores["retrieval top-1 of 8, same video at 1"] == pytest.approx(100 / 8)
+    assert scores["retrieval top-1 of 16 at 1 tubelet"] == pytest.approx(100 / 16)
+    assert scores["retrieval MRR of 16 at 1 tubelet"] == pytest.approx(100 * np.mean(1 / np.arange(1, 17)))
+    assert scores["retrieval top-1 of 8, same video at 1 tubelet"] == pytest.approx(100 / 8)
 
 
 def test_targets_are_those_of_the_truth(run):

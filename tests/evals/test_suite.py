@@ -24,10 +24,14 @@ def get_config():
 """
 
 
+WORLD = ("consistency", "context", "motion", "surprise", "transfer")
+
+
 @pytest.fixture
 def folder(tiny_config, tmp_path):
-    """A run's folder with one checkpoint, of step 5."""
-    run = config_lib.from_config_dict(tiny_config(data={"resolution": 32}, model={"patch_size": 8}))
+    """A run's folder with one checkpoint, of step 5; clips of 8 frames."""
+    data = {"num_frames": 8, "resolution": 32}
+    run = config_lib.from_config_dict(tiny_config(data=data, model={"patch_size": 8}))
     params = Encoder.random(run, seed=1).params
     workdir = tmp_path / "run"
     workdir.mkdir()
@@ -73,6 +77,23 @@ def test_the_command_leaves_scores_and_shows_them_in_the_report(folder, file, ca
     assert record["command"] in text and part["hash"] in text
 
 
+def test_the_world_suite_runs_whole(repo, folder, capsys):
+    """All protocols of the ready file on a small number of videos: rows with every control, and a report."""
+    small = ["surprise.pairs=6", "motion.videos=64", "consistency.videos=8", "context.frames=(8,)", "context.train=48"]
+    small += ["context.test=48", "transfer.train=48", "transfer.test=24", 'transfer.shifts=("noise",)']
+    small += [f"{name}.seeds=1" for name in suite.PROTOCOLS if name in WORLD]
+    file = str(repo / "experiments" / "evals" / "world_suite.py")
+    assert cli.main(["eval", "--config", file, "--checkpoint", str(folder), *(f"--config.{key}" for key in small)]) == 0
+    record = json.loads((folder / "evals" / "world_suite" / "scores.json").read_text())
+    assert [part["protocol"] for part in record["protocols"]] == list(WORLD)
+    for part in record["protocols"]:
+        assert part["scores"] and not part["cut"], part["protocol"]
+        assert {"trained", "random init"} <= {row["encoder"] for row in part["scores"]}
+        assert all(np.isfinite(row["value"]) for row in part["scores"])
+    text = (folder / "report.html").read_text()
+    assert all(f"world, {what}" in text for what in ("consistency", "context", "motion", "violations", "transfer"))
+
+
 def test_the_hash_changes_with_settings_and_code(monkeypatch):
     first = suite.protocol_hash("surprise", SMALL)
     assert len(first) == 12 and suite.protocol_hash("surprise", dataclasses.replace(SMALL)) == first
@@ -89,10 +110,16 @@ def test_mistakes_are_one_line(folder, file, tmp_path, capsys):
         (("--config", file, "--checkpoint", str(folder), "--config.surprise.piars=1"), "did you mean 'surprise.pairs'"),
         (("--config", file, "--checkpoint", str(folder), "--config.suprise.pairs=1"), "did you mean 'surprise.pairs'"),
         (("--config", file, "--checkpoint", str(folder), "--config.surprise.pairs=a"), "surprise.pairs=a"),
-        (("--config", file, "--checkpoint", str(folder), "--config.surprise.contexts=(4,)"), "fewer than the 4"),
+        (("--config", file, "--checkpoint", str(folder), "--config.surprise.contexts=(8,)"), "fewer than the 8"),
     ):
         code, lines = told(capsys, *argv)
         assert code == cli.USAGE_ERROR and len(lines) == 1 and message in lines[0], lines
+    other = tmp_path / "other.py"
+    other.write_text(TEXT.replace('{"surprise"', '{"suprise"'))
+    code, lines = told(capsys, "--config", str(other), "--checkpoint", str(folder))
+    assert (
+        code == cli.USAGE_ERROR and "unknown protocol 'suprise'" in lines[0] and "did you mean 'surprise'" in lines[0]
+    )
     with pytest.raises(ConfigError, match=r"eval.online.suprise: unknown protocol: .*; did you mean 'surprise'\?"):
         suite.settings({"suprise": {}}, "eval.online.")
     with pytest.raises(ConfigError, match=r"unknown config key surprise.pair; did you mean 'pairs'\?"):

@@ -26,8 +26,19 @@ def test_scores_stand_beside_those_of_the_controls(tmp_path):
     text, page = read(tmp_path)
     assert EVIL not in text and "evaluations" in page.ids
     assert "75.0 70.0 to 80.0 51.0" in page.text and "accuracy, % " in page.text
-    assert "jitter (lower is better)" in page.text and "0.12" in page.text and "n/a" in page.text
+    assert "jitter (lower is better)" in page.text and "0.12" in page.text
     assert "step 1,200" in page.text and "vjepa eval --config x" in page.text and "pairs=40" in page.text
+
+
+def test_long_tables_are_folded_after_ten_rows(tmp_path):
+    rows = [score("world", f"metric {i}", "trained", [float(i)], count=4) for i in range(13)]
+    leave(tmp_path, scores=rows)
+    text, page = read(tmp_path)
+    assert "3 more rows of world" in page.text and text.index("metric 9") < text.index("3 more rows") < text.index(
+        "metric 10"
+    )
+    leave(tmp_path, name="short", scores=rows[:12])
+    assert read(tmp_path)[0].count("more rows of world") == 1
 
 
 def test_what_was_cut_off_and_what_cannot_be_read_is_said(tmp_path):

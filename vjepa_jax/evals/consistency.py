@@ -88,7 +88,7 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
             keep(row)
     for delta in cfg.deltas:
         hits = stay(tracks, delta, cfg.radius * clip.patch)
-        keep(_per_video(f"TC-disc, PCK at {delta} frames", "no motion", [hits], None, scale=100.0))
+        keep(_per_video(f"TC-disc, PCK, frames apart: {delta}", "no motion", [hits], None, scale=100.0))
     return rows
 
 
@@ -250,7 +250,7 @@ def _measure(encode: Any, videos: np.ndarray, tracks: Tracks, clip: Clip, shift:
 def _rows(name: str, each: list[Measured], pixel_turns: np.ndarray, cfg: Config) -> Iterator[Score]:
     for delta in cfg.deltas:
         hits = [m.hits[delta] for m in each]
-        yield _per_video(f"TC-disc, PCK at {delta} frames", name, hits, each[0].chances[delta], scale=100.0)
+        yield _per_video(f"TC-disc, PCK, frames apart: {delta}", name, hits, each[0].chances[delta], scale=100.0)
     pick = lambda m, rows: [group for row in rows for group in m.groups[row]]
     icc = lambda m, rows: intraclass(pick(m, rows)) if m.alive and pick(m, rows) else 0.0
     yield _row("TC-ICC", name, each, icc, chance=0.0)

@@ -4,8 +4,9 @@
   order     three objects of known colours show one after the other: in which of six orders?
   counting  one object shows one to four times: how often?
 
-The moments are spread evenly over the clip, in every class alike. Two curves over the number of frames: longer (the
-frame rate stays, a moment lasts as many frames) and denser (the duration stays, a moment lasts a share of the clip).
+The moments are spread evenly over the clip, in every class alike. (The last colour leaves two of the six orders open:
+so much a few last frames may tell.) Two curves over the number of frames: longer (the frame rate stays, a moment lasts
+as many frames) and denser (the duration stays, a moment lasts a share of the clip).
 
 Shape suffixes: N videos, D channels.
 """
@@ -67,13 +68,14 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
         if on_score:
             on_score(row)
 
-    for task in cfg.tasks:
-        for frames, curve, moment in _lengths(cfg):
+    lengths = list(_lengths(cfg))
+    for part in (lengths[:1], lengths[1:]):  # first the longest clips of all tasks, which tell the most
+        for task, (frames, curve, moment) in itertools.product(cfg.tasks, part):
             examples = Examples(task, frames, moment, clip)
             answers = _answers(encoders, examples, cfg)
             for row in _accuracies(answers, examples, curve):
                 keep(row)
-            if frames == cfg.frames[-1] and curve == "longer":
+            if frames == cfg.frames[-1] and curve == cfg.curves[0]:
                 for row in _effective(answers, examples, cfg):
                     keep(row)
     return rows
@@ -140,9 +142,9 @@ class Examples:
 
 
 def _lengths(cfg: Config) -> Iterator[tuple[int, str, int]]:
-    """(frames, curve, moment); the shortest clips are of both curves and come once."""
+    """(frames, curve, moment), the longest first; the shortest clips are of both curves and come once."""
     for curve in cfg.curves:
-        for frames in cfg.frames:
+        for frames in reversed(cfg.frames):
             if frames == cfg.frames[0] and curve != cfg.curves[0]:
                 continue
             yield frames, curve, cfg.moment * (frames // cfg.frames[0] if curve == "denser" else 1)

@@ -129,17 +129,22 @@ def moving_tokens(persistence_NP: np.ndarray, share: float) -> np.ndarray:
     return persistence_NP >= threshold
 
 
+def ahead(horizon: int) -> str:
+    """ "1 tubelet", "2 tubelets", ...: how metrics name a horizon."""
+    return f"{horizon} tubelet{'s' if horizon > 1 else ''}"
+
+
 def _skills(name: str, found: list[Forecasts], cfg: Config, context: int, benchmark: str) -> Iterator[Score]:
     for horizon in cfg.horizons:
         each = [errors(f, context, horizon) for f in found]
         for baseline in ("persistence", "mean", "linear"):
             pairs = [(e["forecast"].mean(1), e[baseline].mean(1)) for e in each]
-            yield _skill_row(f"skill against {baseline} at {horizon}", benchmark, name, pairs)
+            yield _skill_row(f"skill against {baseline} at {ahead(horizon)}", benchmark, name, pairs)
         masks = [moving_tokens(e["persistence"], cfg.moving) for e in each]
         # Means over the moving tokens of all videos, as sums a video: a video where nothing moves adds nothing.
         of = lambda e, key, mask: np.where(mask, e[key], 0.0).mean(1)
         pairs = [(of(e, "forecast", m), of(e, "persistence", m)) for e, m in zip(each, masks, strict=True)]
-        yield _skill_row(f"skill against persistence at {horizon}, moving tokens", benchmark, name, pairs)
+        yield _skill_row(f"skill against persistence at {ahead(horizon)}, moving tokens", benchmark, name, pairs)
 
 
 def _skill_row(metric: str, benchmark: str, name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Score:
@@ -212,7 +217,9 @@ def _retrieval(name: str, found: list[Forecasts], cfg: Config, context: int, ben
             interval = mean_interval(values[0]) if len(values) == 1 else None
             means = [v.mean() for v in values]
             count = len(values[0])
-            yield score(benchmark, f"{key} at {horizon}", name, means, count=count, interval=interval, chance=chance)
+            yield score(
+                benchmark, f"{key} at {ahead(horizon)}", name, means, count=count, interval=interval, chance=chance
+            )
 
 
 def _other_videos(true_ND: np.ndarray, count: int) -> np.ndarray:
@@ -226,8 +233,8 @@ def _other_videos(true_ND: np.ndarray, count: int) -> np.ndarray:
 
 
 def _readouts(name, found, truths, cfg, clip, context, benchmark) -> Iterator[Score]:
-    for horizon in cfg.horizons:
-        each = [readout.read_out(f, truths, clip, context, horizon) for f in found]
+    by_model = [readout.read_out(f, truths, clip, context, cfg.horizons) for f in found]
+    for horizon, *each in zip(cfg.horizons, *by_model, strict=True):
         count = len(truths) - len(truths) // 2
 
         def row(metric: str, statistic: Any, each: list = each, count: int = count) -> Score:
@@ -237,10 +244,10 @@ def _readouts(name, found, truths, cfg, clip, context, benchmark) -> Iterator[Sc
             return score(benchmark, metric, name, values, count=count, interval=interval, unit="", chance=0.0)
 
         for what in ("position", "occupancy"):
-            yield row(f"{what}, readout-normalised at {horizon}", functools.partial(_share, what))
+            yield row(f"{what}, readout-normalised at {ahead(horizon)}", functools.partial(_share, what))
         for what in ("position", "velocity", "occupancy"):
             for source in ("forecast", "copy", "oracle"):
-                yield row(f"R2 of {what} from the {source} at {horizon}", functools.partial(_r2, what, source))
+                yield row(f"R2 of {what} from the {source} at {ahead(horizon)}", functools.partial(_r2, what, source))
 
 
 def _r2(what: str, source: str, read: Mapping[str, Any], rows: np.ndarray) -> float:
@@ -256,10 +263,12 @@ def _share(what: str, read: Mapping[str, Any], rows: np.ndarray) -> float:
 
 def _rows(name, found, truths, cfg, clip, context) -> Iterator[Score]:
     benchmark = "world, motion" if truths else "motion"
+    read = list(_readouts(name, found, truths, cfg, clip, context, benchmark)) if truths else []
+    normalised = [row for row in read if "normalised" in row["metric"]]
+    yield from normalised  # first what compares models
     yield from _skills(name, found, cfg, context, benchmark)
     yield from _retrieval(name, found, cfg, context, benchmark)
-    if truths:
-        yield from _readouts(name, found, truths, cfg, clip, context, benchmark)
+    yield from (row for row in read if row not in normalised)
 
 
 def _videos(encoders, cfg: Config, clip: Clip) -> tuple[np.ndarray, list[Truth]]:

@@ -16,6 +16,7 @@ from data_pipelines.world_truth import Truth
 from vjepa_jax.evals.linear import standardize
 from vjepa_jax.evals.worlds import Clip
 
+Read = dict[str, dict[str, np.ndarray]]
 GRID = 4  # the readout of position sees at most so many cells a side
 
 
@@ -38,17 +39,19 @@ def fit_ridge(x_RF: np.ndarray, y_RY: np.ndarray, penalties: Sequence[float] = (
     mean, scale = standardize(x_RF)
     z, bias = ((x_RF - mean) * scale).astype(np.float64), y_RY.mean(0)
     y, cut = y_RY - bias, len(x_RF) - max(len(x_RF) // 5, 1)
-    solve = lambda rows, penalty: _ridge(z[:rows], y[:rows], penalty)
-    losses = [np.square(z[cut:] @ solve(cut, p) - y[cut:]).mean() for p in penalties]
-    return Ridge(mean, scale, solve(len(z), penalties[int(np.argmin(losses))]), bias)
+    part = _ridges(z[:cut], y[:cut], penalties)
+    losses = [np.square(z[cut:] @ weights - y[cut:]).mean() for weights in part]
+    (whole,) = _ridges(z, y, [penalties[int(np.argmin(losses))]])
+    return Ridge(mean, scale, whole, bias)
 
 
-def _ridge(z: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
-    """In the smaller of the two spaces, rows or features."""
+def _ridges(z: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> list[np.ndarray]:
+    """Weights for every penalty, from one decomposition in the smaller of the two spaces, rows or features."""
     rows, dims = z.shape
-    if dims <= rows:
-        return np.linalg.solve(z.T @ z + penalty * rows * np.eye(dims), z.T @ y)
-    return z.T @ np.linalg.solve(z @ z.T + penalty * rows * np.eye(rows), y)
+    values, axes = np.linalg.eigh(z.T @ z if dims <= rows else z @ z.T)
+    shrunk = axes.T @ (z.T @ y if dims <= rows else y)
+    solved = [axes @ (shrunk / (values + penalty * rows)[:, None]) for penalty in penalties]
+    return solved if dims <= rows else [z.T @ dual for dual in solved]
 
 
 def r_squared(guess: np.ndarray, true: np.ndarray) -> float:
@@ -88,33 +91,42 @@ def cells(z_NPD: np.ndarray, clip: Clip) -> np.ndarray:
     return np.concatenate([z[:, r][:, :, c].mean((1, 2)) for r in rows for c in columns], -1)
 
 
-def read_out(
-    f: Any, truths: Sequence[Truth], clip: Clip, context: int, horizon: int
-) -> dict[str, dict[str, np.ndarray]]:
+def fit(real_NTPD: np.ndarray, truths: Sequence[Truth], clip: Clip) -> dict[str, Ridge]:
+    """Readouts of position, velocity and occupancy from real latents, of all time steps of the videos."""
+    readouts = {}
+    for what, target in targets(truths, clip).items():
+        x = _rows(what, real_NTPD.reshape(-1, *real_NTPD.shape[2:]), clip)
+        readouts[what] = fit_ridge(x, target.reshape(len(x), -1))
+    return readouts
+
+
+def _rows(what: str, z_NPD: np.ndarray, clip: Clip) -> np.ndarray:
+    """What a readout reads of one time step: occupancy every token on its own, the others all of them."""
+    return z_NPD.reshape(-1, z_NPD.shape[-1]) if what == "occupancy" else cells(z_NPD, clip)
+
+
+def read_out(f: Any, truths: Sequence[Truth], clip: Clip, context: int, horizons: Sequence[int]) -> list[Read]:
     """Position, velocity and occupancy of the second half of the videos, read from what a model predicts.
 
-    Readouts are trained on real latents of the first half, of all time steps.
+    Readouts are trained on the real latents of the first half.
 
     Args:
       f: motion.Forecasts.
 
     Returns:
-      For each quantity "true", and what is read from the "forecast", from a "copy" of the last given step, and from the
-      "oracle", the real latents: float64 [n, targets] each.
+      For each horizon and quantity "true", and what is read from the "forecast", from a "copy" of the last given step,
+      and from the "oracle", the real latents: float64 [n, targets] each.
     """
-    half, at = len(truths) // 2, context - 1 + horizon
-    sources = {"forecast": f.predicted[half:, horizon - 1], "copy": f.real[half:, context - 1]}
-    sources["oracle"] = f.real[half:, at]
-    read: dict[str, dict[str, np.ndarray]] = {}
-    for what, target in targets(truths, clip).items():
-        true = target[half:, at]
-        if what == "occupancy":  # one readout for all tokens
-            rows = lambda z: z.reshape(-1, z.shape[-1])
-            ridge = fit_ridge(rows(f.real[:half]), target[:half].reshape(-1, 1))
-        else:
-            rows = lambda z: cells(z, clip)
-            ridge = fit_ridge(
-                rows(f.real[:half].reshape(-1, *f.real.shape[2:])), target[:half].reshape(-1, target.shape[-1])
-            )
-        read[what] = {name: ridge(rows(z)).reshape(true.shape) for name, z in sources.items()} | {"true": true}
-    return read
+    half, results = len(truths) // 2, []
+    readouts, target = fit(f.real[:half], truths[:half], clip), targets(truths[half:], clip)
+    for horizon in horizons:
+        at = context - 1 + horizon
+        sources = {"forecast": f.predicted[half:, horizon - 1], "copy": f.real[half:, context - 1]}
+        sources["oracle"] = f.real[half:, at]
+        read: Read = {}
+        for what, ridge in readouts.items():
+            true = target[what][:, at]
+            read[what] = {name: ridge(_rows(what, z, clip)).reshape(true.shape) for name, z in sources.items()}
+            read[what]["true"] = true
+        results.append(read)
+    return results

@@ -11,6 +11,7 @@ from vjepa_jax.training.charts import Chart
 
 _FIRST = ("trained", "random init", "raw pixels")
 _COLOURS = {"trained": 1, "random init": 2, "raw pixels": 5}
+_SHOWN = 10  # rows of a table; protocols give first what tells the most, and more are folded
 ONLINE = "eval/"  # what metrics of evaluations during training begin with
 
 Row = Mapping[str, Any]
@@ -82,16 +83,23 @@ def _table(benchmark: str, rows: Sequence[Row]) -> str:
     metrics = list(dict.fromkeys(str(r["metric"]) for r in rows))
     cells = {(str(r["metric"]), str(r["encoder"])): r for r in rows}
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in encoders)
-    body = ""
+    lines = []
     for metric in metrics:
         own = [cells[metric, e] for e in encoders if (metric, e) in cells]
-        body += f'<tr><th scope="row">{_metric(metric, own)}</th>'
-        body += "".join(_cell(cells.get((metric, e)), e) for e in encoders)
-        body += f"<td>{_chance(own)}</td></tr>"
-    return (
-        f'<div class="scroll"><table class="scores"><thead><tr><th scope="col">{html.escape(benchmark)}</th>{head}'
-        f'<th scope="col">chance</th></tr></thead><tbody>{body}</tbody></table></div>'
-    )
+        line = f'<tr><th scope="row">{_metric(metric, own)}</th>'
+        line += "".join(_cell(cells.get((metric, e)), e) for e in encoders)
+        lines.append(f"{line}<td>{_chance(own)}</td></tr>")
+
+    def table(some: Sequence[str]) -> str:
+        return (
+            f'<div class="scroll"><table class="scores"><thead><tr><th scope="col">{html.escape(benchmark)}</th>{head}'
+            f'<th scope="col">chance</th></tr></thead><tbody>{"".join(some)}</tbody></table></div>'
+        )
+
+    shown = _SHOWN if len(lines) > _SHOWN + 2 else len(lines)
+    rest = lines[shown:]
+    folded = f"<details><summary>{len(rest)} more rows of {html.escape(benchmark)}</summary>{table(rest)}</details>"
+    return table(lines[:shown]) + (folded if rest else "")
 
 
 def _metric(metric: str, rows: Sequence[Row]) -> str:
@@ -106,7 +114,7 @@ def _metric(metric: str, rows: Sequence[Row]) -> str:
 
 def _cell(row: Row | None, encoder: str) -> str:
     if row is None:
-        return '<td class="soft">n/a</td>'
+        return "<td></td>"
     value = _number(row["value"], row.get("unit"))
     value = f"<b>{value}</b>" if encoder == "trained" else value
     interval = ""

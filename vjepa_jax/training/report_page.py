@@ -89,6 +89,7 @@ table.probes { min-width: 34rem; width: 100%; } .probes td { min-width: 6.5rem; 
 table.scores { width: 100%; min-width: 40rem; } .scores thead th:first-child { color: var(--text); font-weight: 600; }
 .scores th[scope=row] { width: 32%; } .scores td { min-width: 5rem; } .scores td:last-child { color: var(--soft); }
 .scores small { display: block; color: var(--soft); font-size: .78rem; line-height: 1.35; }
+.scores td small { white-space: nowrap; font-size: .74rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 1.2rem 2rem;
   margin-top: .8rem; }
 .pictures.wide { grid-template-columns: 100%; }
