@@ -75,7 +75,7 @@ def test_ridge_recovers_a_linear_map_and_r2_is_what_it_says():
     assert r_squared(fit_ridge(wide, wide[:, :1])(wide), wide[:, :1]) > 0.9  # more features than rows
     assert r_squared(np.broadcast_to(y.mean(0), y.shape), y) == 0.0
     assert r_squared(np.array([[1.0], [2.0]]), np.array([[1.0], [3.0]])) == 1 - 1 / 2
-    assert normalised(0.75, 0.5, 1.0) == 0.5 and normalised(0.9, 0.5, 0.51) == 0.0
+    assert normalised(0.75, 0.5, 1.0) == 0.5 and normalised(0.0, -0.5, 0.5) == 0.0 and normalised(0.9, 0.5, 0.51) == 0.0
 
 
 class Oracle(Static):
@@ -112,7 +112,7 @@ def test_a_model_that_expects_rest_has_no_skill(run):
     scores = by_metric(Static(run))
     for metric in ("skill against persistence at 1 tubelet", "skill against persistence at 1 tubelet, moving tokens"):
         assert scores[metric] == pytest.approx(0.0, abs=1e-6)
-    assert scores["position, readout-normalised at 1 tubelet"] == pytest.approx(0.0, abs=1e-6)
+    assert scores["position, readout-normalised at 1 tubelet"] <= 1e-6
     # its forecast is a candidate, the last given step, which is never the right one
     assert scores["retrieval top-1 of 8, same video at 1 tubelet"] == 0.0
 

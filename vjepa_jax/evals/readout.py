@@ -60,9 +60,13 @@ def r_squared(guess: np.ndarray, true: np.ndarray) -> float:
 
 
 def normalised(predicted: float, copied: float, oracle: float) -> float:
-    """(m(forecast) - m(copy)) / (m(oracle) - m(copy)); 0 where the oracle is less than 0.02 above the copy, so that
-    features that tell nothing score nothing."""
-    return (predicted - copied) / (oracle - copied) if oracle - copied > 0.02 else 0.0
+    """(m(forecast) - low) / (m(oracle) - low), low being the better of m(copy) and 0, what the mean scores in R2: else
+    a forecast of the mean would gain wherever a copy is worse than that.
+
+    0 where the oracle is less than 0.02 above, so that features that tell nothing score nothing.
+    """
+    low = max(copied, 0.0)
+    return (predicted - low) / (oracle - low) if oracle - low > 0.02 else 0.0
 
 
 def targets(truths: Sequence[Truth], clip: Clip) -> dict[str, np.ndarray]:
