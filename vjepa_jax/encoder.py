@@ -12,7 +12,7 @@ import numpy as np
 
 from vjepa_jax import config as config_lib
 from vjepa_jax import objectives
-from vjepa_jax.config import RunConfig
+from vjepa_jax.config import ModelConfig, RunConfig
 from vjepa_jax.config_build import flatten
 from vjepa_jax.convert import ConvertError, ac, formats
 from vjepa_jax.convert.shapes import check as check_shapes
@@ -46,6 +46,10 @@ class Encoder:
         other = copy.copy(self)
         other.params = params
         return other
+
+    def with_model(self, model: ModelConfig) -> "Encoder":
+        """The same parameters in a model that differs in what has none, say in how positions are counted."""
+        return Encoder(dataclasses.replace(self.run, model=model), self.params)
 
     def __call__(self, video: Any) -> jax.Array:
         """Features of clips: uint8 or normalised float [B, T, H, W, 3] (or one clip without B).

@@ -22,13 +22,14 @@ from vjepa_jax import __version__
 from vjepa_jax.config import ConfigError
 from vjepa_jax.config_build import build, hint
 from vjepa_jax.encoder import Encoder
-from vjepa_jax.evals import consistency, context, controls, motion, surprise, transfer
+from vjepa_jax.evals import consistency, context, controls, davis, motion, surprise, transfer
 from vjepa_jax.evals.scores import OnScore, Score, format_scores
 from vjepa_jax.training.files import write_bytes, write_json
 
 PROTOCOLS: dict[str, tuple[type, Callable[..., list[Score]]]] = {
     "consistency": (consistency.Config, consistency.run),
     "context": (context.Config, context.run),
+    "davis": (davis.Config, davis.run),
     "motion": (motion.Config, motion.run),
     "surprise": (surprise.Config, surprise.run),
     "transfer": (transfer.Config, transfer.run),
