@@ -31,7 +31,7 @@ class Encoder:
         """`params` is what `objective.eval_params` gives; `objective` is made from the config where it is None."""
         self.run, self.params = run, params
         self.objective = objectives.create(run) if objective is None else objective
-        self._features = jax.jit(self.objective.features)
+        self._features = jax.jit(self.objective.features, static_argnums=2)
         self._predict = jax.jit(self.objective.predict, static_argnums=4)
 
     @classmethod
@@ -63,6 +63,20 @@ class Encoder:
         video, single = _batched(video)
         features = self._features(self.params, video)
         return features[0] if single else features
+
+    def layers(self, video: Any, layers: tuple[int, ...]) -> jax.Array:
+        """Outputs of several blocks, counted from 0 and ending with the last, each after its norm.
+
+        Args:
+          video: uint8 or normalised float [B, T, H, W, 3].
+
+        Returns:
+          float32 [B, L, T', H', W', D].
+
+        Raises:
+          ConfigError: blocks that the model does not have, or has no norm for.
+        """
+        return self._features(self.params, video, tuple(layers))
 
     def predict(self, video: Any, context: Any, target: Any, mask_index: int = 0) -> jax.Array:
         """Predicted normalised features of the tokens `target` from the visible tokens `context`.

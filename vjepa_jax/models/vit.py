@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.config import ModelConfig
+from vjepa_jax.config import ConfigError, ModelConfig
 from vjepa_jax.models.variants import ViTSize, encoder_size
 from vjepa_jax.ops.attention import FORWARD_KERNELS, attention
 from vjepa_jax.ops.float8 import float8_dot_general
@@ -216,6 +216,19 @@ def rescale_blocks(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "blocks": blocks}
 
 
+def check_layers(model: ModelConfig, layers: tuple[int, ...]) -> None:
+    """Raises ConfigError unless these are blocks whose outputs have a norm, ascending, the last block among them."""
+    depth = encoder_size(model).depth
+    if layers and (layers[-1] != depth - 1 or layers[0] < 0 or list(layers) != sorted(set(layers))):
+        raise ConfigError(
+            f"layers={layers} must ascend from 0 on and end with the last of the {depth} blocks, {depth - 1}"
+        )
+    if layers and model.levels and not set(layers) <= set(model.levels):
+        raise ConfigError(
+            f"layers={layers}: this model has norms for the blocks {model.levels} only: choose among them"
+        )
+
+
 class LevelNorms(nn.Module):
     """A LayerNorm for every level. __call__(list of [B, N, D]) returns them normalised, float32, last `keep` ones."""
 
@@ -239,7 +252,9 @@ class Encoder(nn.Module):
       image: the patches are of single frames (model.image_tokenizer).
       every_level: all model.levels, concatenated (what V-JEPA 2.1 is trained on), instead of the last one.
       counts: tokens of each of several masked clips that lie side by side, each encoded on its own; (): there is one.
-    Returns float32 [B, N, D] or [B, N, L*D] after the final LayerNorm (of each level).
+      layers: blocks, from 0 and ending with the last, whose outputs an evaluation reads; (): the features alone.
+    Returns float32 [B, N, D] or [B, N, L*D] after the final LayerNorm (of each level); with layers [B, L, N, D], each
+    after the final LayerNorm, or, in a model with levels, after that of its level (vjepa2 `out_layers`).
     """
 
     model: ModelConfig
@@ -255,8 +270,10 @@ class Encoder(nn.Module):
         image: bool = False,
         every_level: bool = False,
         counts: tuple[int, ...] = (),
+        layers: tuple[int, ...] = (),
     ):
         model, size = self.model, encoder_size(self.model)
+        check_layers(model, layers)
         if ids_BN is None:
             ids_BN = all_ids(*patches_BNP.shape[:2])
         ids_BN = nn.with_logical_constraint(ids_BN, ("batch", "token"))
@@ -271,14 +288,18 @@ class Encoder(nn.Module):
         if special:
             x_BND, rope, valid_BN = self._append_special(x_BND, rope, valid_BN, special, counts)
         block = make_block(size, model, segments=tuple((n + special, n + special) for n in counts), float8=self.float8)
-        levels = run_blocks(self, block, model, x_BND, rope, valid_BN, levels=model.levels)
+        levels = run_blocks(self, block, model, x_BND, rope, valid_BN, levels=model.levels or layers)
         if special:
             lengths = tuple(n for count in counts for n in (count, special))
             levels = [join_tokens(split_tokens(x_BND, lengths)[::2]) for x_BND in levels]
         if not model.levels:
-            return LayerNorm(name="norm")(levels[0])
-        keep = len(levels) if every_level else 1
-        return jnp.concatenate(LevelNorms(name="norms")(levels, keep), axis=-1)
+            norm = LayerNorm(name="norm")
+            return jnp.stack([norm(x_BND) for x_BND in levels], axis=1) if layers else norm(levels[0])
+        keep = len(levels) if every_level or layers else 1
+        normed = LevelNorms(name="norms")(levels, keep)
+        if layers:
+            return jnp.stack([normed[model.levels.index(layer)] for layer in layers], axis=1)
+        return jnp.concatenate(normed, axis=-1)
 
     def _embed(self, patches_BNP, image: bool):
         """Patches to tokens; with an image tokenizer, plus the embedding of the modality."""

@@ -6,7 +6,8 @@ An objective is an object with
   outputs(params, aux, batch) -> Outputs          what health is computed from
   after_update(params, aux, step) -> aux          runs after the optimiser (EMA)
   eval_params(params, aux) -> params              the parameters that are evaluated and published
-  features(params, video) -> [B, T', H', W', D]   the one tensor that every evaluation reads
+  features(params, video, layers=()) -> [B, T', H', W', D]   the one tensor that every evaluation reads; with layers
+                                                  the outputs of these blocks, [B, L, T', H', W', D]
   predict(params, video, context, target) -> [B, M, D]     latent forecasts at token ids
   flops(budgets, stream=None) -> dict             analytic FLOPs a clip of the main or another stream, by part
 """

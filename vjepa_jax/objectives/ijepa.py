@@ -32,10 +32,14 @@ class IJEPA(VJEPA2):
                 "set loss.context_weight, loss.spatial_coherence and loss.temporal_smoothness to 0"
             )
 
-    def features(self, params: Params, video_BTYXC: jax.Array) -> jax.Array:
-        """Features of every frame on its own: float32 [B, T, H', W', D]."""
+    def features(self, params: Params, video_BTYXC: jax.Array, layers: tuple[int, ...] = ()) -> jax.Array:
+        """Features of every frame on its own: float32 [B, T, H', W', D]; with layers [B, L, T, H', W', D]."""
         frames = video_BTYXC.reshape(-1, 1, *video_BTYXC.shape[2:])
-        return super().features(params, frames).reshape(*video_BTYXC.shape[:2], *self._grid(frames)[1:], -1)
+        features = super().features(params, frames, layers)
+        shape = (*video_BTYXC.shape[:2], *self._grid(frames)[1:])
+        if not layers:
+            return features.reshape(*shape, -1)
+        return jnp.swapaxes(features.reshape(*shape[:2], len(layers), *shape[2:], features.shape[-1]), 1, 2)
 
     def flops(self, budgets: list[tuple[int, int]], stream: RunConfig | None = None) -> dict[str, float]:
         """As for V-JEPA, with the context encoded once for all blocks of a group."""

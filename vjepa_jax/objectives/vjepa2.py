@@ -216,13 +216,16 @@ class VJEPA2:
         """The target encoder, as the published evaluations use, and the predictor."""
         return {"encoder": aux["target"], "predictor": params["predictor"]}
 
-    def features(self, params: Params, video_BTYXC: jax.Array) -> jax.Array:
-        """Features of whole clips, any size that divides into tubelets: float32 [B, T', H', W', D]."""
+    def features(self, params: Params, video_BTYXC: jax.Array, layers: tuple[int, ...] = ()) -> jax.Array:
+        """Features of whole clips, any size that divides into tubelets: float32 [B, T', H', W', D].
+
+        With `layers`, blocks from 0 and ending with the last, the outputs of each, [B, L, T', H', W', D].
+        """
         patches_BNP, grid = self._patches(video_BTYXC)
-        features_BND = self.encoder.apply(
-            {"params": params["encoder"]}, patches_BNP, grid, image=self._is_image(video_BTYXC)
-        )
-        return features_BND.reshape(video_BTYXC.shape[0], *grid, -1)
+        image, encoder = self._is_image(video_BTYXC), {"params": params["encoder"]}
+        features = self.encoder.apply(encoder, patches_BNP, grid, image=image, layers=layers)
+        leading = (video_BTYXC.shape[0], len(layers)) if layers else (video_BTYXC.shape[0],)
+        return features.reshape(*leading, *grid, -1)
 
     def predict(
         self, params: Params, video_BTYXC: jax.Array, context_BC: jax.Array, target_BM: jax.Array, mask_index: int = 0
