@@ -42,7 +42,7 @@ def train_example(
     row, clip = divmod(example, data.clips_per_video)
     for substituted in range(MAX_SUBSTITUTIONS + 1):
         try:
-            video = _train_clip(source, row, clip, data, rng)
+            video = train_clip(source, row, clip, data, rng)
         except DecodeError as error:
             broken, reason = source.name(row), str(error)
             ledgers.record(ledger, broken, reason)
@@ -64,7 +64,7 @@ def train_example(
     )
 
 
-def _train_clip(source: Source, row: int, clip: int, data: DataConfig, rng: np.random.Generator) -> np.ndarray:
+def train_clip(source: Source, row: int, clip: int, data: DataConfig, rng: np.random.Generator) -> np.ndarray:
     """uint8[T, H, W, 3]. Draws in this order: flip, frames, RandAugment, box (two if it moves), erasing."""
     spec = ClipSpec(data.num_frames, None if data.frame_step else data.fps, data.frame_step, data.clips_per_video)
     options = {"flip": bool(rng.random() < 0.5 and data.hflip), "antialias": data.augment.antialias}

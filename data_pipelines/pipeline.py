@@ -153,12 +153,18 @@ def eval_batches(
     num_threads: int = 2,
     buffer_size: int = 2,
     ledger: str | None = None,
+    rows: Sequence[int] | None = None,
+    pictures: bool = False,
 ) -> Iterator[Batch]:
-    """Every video once, in order: the middle clip, or that of each of `segments` equal parts; the centre crop, or
-    `views` crops side by side (augment.view_boxes).
+    """Every video (or those of `rows`) once, in order: the middle clip, or that of each of `segments` equal parts; the
+    centre crop, or `views` crops side by side (augment.view_boxes).
 
     Rows with index -1 hold no video: they fill up the last batch, or stand for a video that cannot be decoded (then
     substituted is 1). So shapes never change, and row r of batch b is video b * batch_size + r or nothing.
+
+    Args:
+      rows: the videos to take, in this order; None: all.
+      pictures: as for sources.open_source.
 
     Yields:
       As `train_batches`, without masks: "video" uint8[B, T, H, W, 3], or uint8[B, S * V, T, H, W, 3] for several
@@ -167,7 +173,7 @@ def eval_batches(
     Raises:
       DataError: the source cannot be opened (at once).
     """
-    source = open_source(source_path, split=split)
+    source = open_source(source_path, split=split, pictures=pictures)
     spec = ClipSpec(num_frames, fps, frame_step, segments)
     example = functools.partial(
         examples.eval_example,
@@ -178,8 +184,11 @@ def eval_batches(
         num_views=views,
         antialias=antialias,
     )
-    padded = -(-len(source) // batch_size) * batch_size
-    batches = grain.MapDataset.range(padded).map(example).batch(batch_size, drop_remainder=True)
+    if rows is None:
+        order = grain.MapDataset.range(-(-len(source) // batch_size) * batch_size)
+    else:
+        order = grain.MapDataset.source([*map(int, rows)] + [len(source)] * (-len(rows) % batch_size))
+    batches = order.map(example).batch(batch_size, drop_remainder=True)
     batch_bytes = batch_size * segments * views * num_frames * size[0] * size[1] * 3
     return loading.iterate(batches, num_workers, num_threads, buffer_size, batch_bytes)
 
