@@ -19,7 +19,9 @@ from vjepa_jax.training.step import make_train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 FILES = sorted(
-    p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if p.parent.name not in ("launch", "benchmarks")
+    p.relative_to(ROOT).as_posix()
+    for p in ROOT.rglob("*.py")
+    if p.parent.name not in ("launch", "benchmarks", "tables")
 )
 
 

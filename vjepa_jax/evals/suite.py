@@ -22,11 +22,12 @@ from vjepa_jax import __version__
 from vjepa_jax.config import ConfigError
 from vjepa_jax.config_build import build, hint
 from vjepa_jax.encoder import Encoder
-from vjepa_jax.evals import consistency, context, controls, davis, motion, surprise, transfer
+from vjepa_jax.evals import classification, consistency, context, controls, davis, motion, surprise, transfer
 from vjepa_jax.evals.scores import OnScore, Score, format_scores
 from vjepa_jax.training.files import write_bytes, write_json
 
 PROTOCOLS: dict[str, tuple[type, Callable[..., list[Score]]]] = {
+    "classification": (classification.Config, classification.run),
     "consistency": (consistency.Config, consistency.run),
     "context": (context.Config, context.run),
     "davis": (davis.Config, davis.run),

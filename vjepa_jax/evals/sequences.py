@@ -1,0 +1,90 @@
+"""Tokens of labelled videos as probes read them: several segments of a video, several blocks of an encoder."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Control:
+    """An encoder that is shown something else than the clip: `wrap` is a function of evals.controls."""
+
+    def __init__(self, wrap: Callable[[Any], Any], encoder: Any):
+        self._wrap, self._encoder = wrap, encoder
+
+    def __call__(self, video: Any) -> Any:
+        return self._wrap(self._encoder)(video)
+
+    def layers(self, video: Any, layers: tuple[int, ...]) -> Any:
+        return self._wrap(lambda clip: _outputs(self._encoder, clip, layers))(video)
+
+
+def sequence(encoder: Any, video: np.ndarray, layers: tuple[int, ...], dtype: str, at_once: int) -> jax.Array:
+    """Tokens of videos, all segments in one sequence, those of several blocks one after the other (vjepa2
+    evals/video_classification_frozen/modelcustom).
+
+    The encoder sees `at_once` clips at a time, and never another number, so that it is compiled once.
+
+    Args:
+      encoder: gives features of clips, and `layers(clips, layers)` where it has several (vjepa_jax.encoder.Encoder);
+        raw pixels and other functions are taken as they are.
+      video: uint8 [B, S, T, H, W, 3].
+      layers: blocks from 0, ending with the last; (): the features.
+
+    Returns:
+      [B, S * L * N, D] in `dtype`.
+    """
+    clips, parts = video.reshape(-1, *video.shape[2:]), []
+    for start in range(0, len(clips), at_once):
+        part = clips[start : start + at_once]
+        missing = at_once - len(part)
+        if missing:
+            part = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
+        found = _outputs(encoder, part, layers)
+        tokens = jnp.asarray(found.reshape(at_once, -1, found.shape[-1]), dtype)
+        parts.append(tokens[: at_once - missing])
+    tokens = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    return tokens.reshape(len(video), -1, tokens.shape[-1])
+
+
+def _outputs(encoder: Any, clips: np.ndarray, layers: tuple[int, ...]) -> Any:
+    """[B, L, T', H', W', D] of the layers, where the encoder has them, else its features [B, T', H', W', D]."""
+    return encoder.layers(clips, layers) if layers and hasattr(encoder, "layers") else encoder(clips)
+
+
+class Reader:
+    """Sequences of videos by every encoder, as probes read them.
+
+    The published protocol takes features as they are. An encoder trained for a short time has most of its length in a
+    common mean, which heads take long to see past: `fit` finds what is then subtracted and divided by.
+    """
+
+    def __init__(self, encoders: Mapping[str, Any], layers: tuple[int, ...], dtype: str, at_once: int):
+        self.encoders = encoders
+        self._options = (layers, dtype, at_once)
+        self._affine: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def fit(self, batches: Iterable[Mapping[str, np.ndarray]]) -> None:
+        """Mean and deviation of every channel over the tokens of some batches; a constant channel becomes 0."""
+        sums: dict[str, Any] = {}
+        for batch in batches:
+            for name in self.encoders:
+                tokens = self(name, batch["video"])
+                x_XD = np.asarray(tokens, np.float64).reshape(-1, tokens.shape[-1])
+                one = np.stack([np.full(x_XD.shape[1], len(x_XD)), x_XD.sum(0), (x_XD * x_XD).sum(0)])
+                sums[name] = sums.get(name, 0.0) + one
+        for name, (count, total, squares) in sums.items():
+            mean = total / count
+            deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+            scale = np.where(deviation > 1e-6, 1.0 / np.maximum(deviation, 1e-6), 0.0)
+            self._affine[name] = mean.astype(np.float32), scale.astype(np.float32)
+
+    def __call__(self, name: str, video: np.ndarray) -> jax.Array:
+        """Tokens of videos uint8 [B, S, T, H, W, 3] by one encoder; see `sequence`."""
+        x_BND = sequence(self.encoders[name], video, *self._options)
+        if name not in self._affine:
+            return x_BND
+        mean_D, scale_D = self._affine[name]
+        return ((x_BND.astype(jnp.float32) - mean_D) * scale_D).astype(x_BND.dtype)
