@@ -16,6 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["vjepa_jax*", "data_pipelines*"]),
+    package_data={"vjepa_jax.evals": ["*.csv"]},  # published numbers and data sets
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",

@@ -17,7 +17,7 @@ def test_help_is_instant():
     assert time.perf_counter() - began < 5  # a fraction of a second; importing jax alone takes longer on a busy machine
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "report", "models", "convert", "data", "bench"])
+@pytest.mark.parametrize("verb", ["train", "eval", "report", "models", "convert", "data", "bench", "tables"])
 def test_every_verb_has_help_with_an_example(verb, capsys):
     try:
         code = cli.main([verb, "--help"])

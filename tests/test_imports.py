@@ -27,7 +27,7 @@ LEVELS = (
     ("bench_step",),
     ("bench_peer",),
     ("cli_options",),
-    ("cli_bench", "cli_eval"),
+    ("cli_bench", "cli_eval", "cli_tables"),
     ("cli",),
 )
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}

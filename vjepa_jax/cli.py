@@ -17,6 +17,7 @@ HELP = """usage: vjepa VERB [options]
   train    pre-train a model:        vjepa train --config FILE --config.data.path=DIR --workdir RUN
   eval     measure a trained one:    vjepa eval --config FILE --checkpoint RUN
   report   write RUN/report.html:    vjepa report --workdir RUN
+  tables   ours beside published:    vjepa tables runs
   models   list the V-JEPA family:   vjepa models
   convert  weights in and out:       vjepa convert vitl.pt runs/vitl
   compile  for TPUs not here:        vjepa compile --config FILE --topology v5e:4x4
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a verb. Returns the exit code: 0 done, 1 failed, 2 bad usage or configuration, 75 stopped and saved."""
     argv = sys.argv[1:] if argv is None else argv
     verbs = {"train": _train, "eval": _eval, "report": _report, "models": _models, "convert": _convert}
-    verbs |= {"compile": _compile, "data": _data, "bench": _bench}
+    verbs |= {"compile": _compile, "data": _data, "bench": _bench, "tables": _tables}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP)
         return 0 if argv else USAGE_ERROR
@@ -137,6 +138,12 @@ def _report(argv: list[str]) -> int:
         return USAGE_ERROR
     print(write_report(options.workdir))
     return 0
+
+
+def _tables(argv: list[str]) -> int:
+    from vjepa_jax import cli_tables
+
+    return cli_tables.main(argv)
 
 
 def _models(argv: list[str]) -> int:

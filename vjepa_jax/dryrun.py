@@ -13,34 +13,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from data_pipelines.masking import MaskPlan
-from vjepa_jax.config import ConfigError, ModelConfig, RunConfig
+from vjepa_jax.config import ModelConfig, RunConfig
 from vjepa_jax.models.family import align
 from vjepa_jax.models.variants import ViTSize, encoder_size, predictor_size
 from vjepa_jax.parallel import partitioning
-from vjepa_jax.parallel.chips import GIB, chip
+from vjepa_jax.parallel.chips import GIB, Machine
 from vjepa_jax.train import Setup, prepare
 from vjepa_jax.training.state import num_parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """`devices` chips of one kind that reach `mfu` of their bf16 peak, recomputation not counted."""
-
-    devices: int
-    chip: str = "h100"
-    mfu: float = 0.35
-
-    def __post_init__(self):
-        chip(self.chip)
-        if self.devices < 1:
-            raise ConfigError(f"--devices {self.devices} must be at least 1")
-        if not 0.0 < self.mfu <= 1.0:
-            raise ConfigError(f"--mfu {self.mfu} must lie in (0, 1], e.g. 0.35")
-
-    @property
-    def flops(self) -> float:
-        """FLOP/s that one device is assumed to reach."""
-        return self.mfu * chip(self.chip).flops
 
 
 def describe(name: str, run: RunConfig, machine: Machine) -> dict[str, Any]:

@@ -59,6 +59,27 @@ def chip(name: str, option: str = "--chip") -> Chip:
     return CHIPS[name]
 
 
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """`devices` chips of one kind that reach `mfu` of their bf16 peak, recomputation not counted."""
+
+    devices: int
+    chip: str = "h100"
+    mfu: float = 0.35
+
+    def __post_init__(self):
+        chip(self.chip)
+        if self.devices < 1:
+            raise ConfigError(f"--devices {self.devices} must be at least 1")
+        if not 0.0 < self.mfu <= 1.0:
+            raise ConfigError(f"--mfu {self.mfu} must lie in (0, 1], e.g. 0.35")
+
+    @property
+    def flops(self) -> float:
+        """FLOP/s that one device is assumed to reach."""
+        return self.mfu * chip(self.chip).flops
+
+
 def peak_flops(device_kind: str) -> float | None:
     """Dense bf16 peak in FLOP/s of one device as jax names it, or None where it is unknown (a CPU, an unlisted one)."""
     for known in (*CHIPS.values(), *_OTHERS):

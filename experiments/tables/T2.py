@@ -1,0 +1,63 @@
+"""T2: dense features, by propagated masks and linear probes.
+
+COMMAND: vjepa tables runs --table T2        vjepa tables --plan T2 says what would fill it
+HARDWARE: none to print it; `--plan` tells the device-hours where they can be counted
+PUBLISHED NUMBER: in the table, each with its source (vjepa_jax/evals/published.csv)
+MEASURED: not run
+
+Mask propagation has several published protocols, whose numbers are not comparable: each has a column of its own.
+"""
+
+from ml_collections import ConfigDict
+
+V21, DINO, DINOV3 = (f"label propagation, {name}" for name in ("V-JEPA 2.1", "DINO", "as DINOv3"))
+
+
+def davis(title: str, metric: str, protocol: str) -> dict:
+    return {
+        "title": f"DAVIS-2017 J&F, {title}",
+        "benchmark": "davis2017",
+        "metric": metric,
+        "published": (("davis2017", "J&F", protocol),) if protocol else (),
+        "data": ("davis2017",),
+    }
+
+
+def linear(title: str, name: str, metric: str, probe: str, unit: str) -> dict:
+    return {
+        "title": f"{title} {metric}",
+        "benchmark": name,
+        "metric": metric,
+        "published": ((name, metric, probe),),
+        "unit": unit,
+        "lower_is_better": metric == "RMSE",
+        "data": (name,),
+    }
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.table = ConfigDict()
+    config.table.title = "Dense features: mask propagation, linear segmentation and depth"
+    youtube = {
+        "title": "YouTube-VOS J&F, local split",
+        "benchmark": "youtube_vos",
+        "metric": "J&F*",
+        "data": ("youtube_vos",),
+    }
+    config.table.columns = (
+        davis("V-JEPA 2.1's search", "J&F, as V-JEPA 2.1", V21),
+        davis("DINO protocol", "J&F, DINO protocol", DINO),
+        davis("CRW protocol", "J&F, CRW protocol", ""),
+        davis("as DINOv3", "J&F, as DINOv3", DINOV3),
+        youtube | {"published": (("youtube_vos", "J&F", V21),)},
+        linear("ADE20K", "ade20k", "mIoU", "linear segmentation probe", "%"),
+        linear("NYUv2", "nyuv2", "RMSE", "linear depth probe", "m"),
+    )
+    config.table.models = (
+        ("V-JEPA 2 ViT-L", ""),
+        ("V-JEPA 2 ViT-g 384", ""),
+        ("V-JEPA 2.1 ViT-g", ""),
+        ("V-JEPA 2.1 ViT-G", ""),
+    )
+    return config
