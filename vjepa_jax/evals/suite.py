@@ -22,7 +22,7 @@ from vjepa_jax import __version__
 from vjepa_jax.config import ConfigError
 from vjepa_jax.config_build import build, hint
 from vjepa_jax.encoder import Encoder
-from vjepa_jax.evals import classification, consistency, context, controls, davis, motion, surprise, transfer
+from vjepa_jax.evals import classification, consistency, context, controls, davis, motion, retrieval, surprise, transfer
 from vjepa_jax.evals.scores import OnScore, Score, format_scores
 from vjepa_jax.training.files import write_bytes, write_json
 
@@ -32,6 +32,7 @@ PROTOCOLS: dict[str, tuple[type, Callable[..., list[Score]]]] = {
     "context": (context.Config, context.run),
     "davis": (davis.Config, davis.run),
     "motion": (motion.Config, motion.run),
+    "retrieval": (retrieval.Config, retrieval.run),
     "surprise": (surprise.Config, surprise.run),
     "transfer": (transfer.Config, transfer.run),
 }
