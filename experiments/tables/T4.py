@@ -48,9 +48,9 @@ def get_config() -> ConfigDict:
         violation("GRASP", "GRASP", "grasp", LAYOUT.format("grasp")),
         violation("InfLevel", "InfLevel", "inflevel", LAYOUT.format("inflevel")),
         violation("embedded world", "world, violations", "world") | {"published": (), "work": "none"},
-        motion("skill against persistence, 2 tubelets", "skill against persistence at 2", ""),
-        motion("retrieval top-1 of 64, 2 tubelets", "retrieval top-1 at 2", "%"),
-        motion("position, readout-normalised, 2 tubelets", "position, readout-normalised at 2", ""),
+        motion("skill against persistence, 2 tubelets", "skill against persistence at 2 tubelets", ""),
+        motion("retrieval top-1 of 64, 2 tubelets", "retrieval top-1 of 64 at 2 tubelets", "%"),
+        motion("position, readout-normalised, 2 tubelets", "position, readout-normalised at 2 tubelets", ""),
         {
             "title": "Push-T success",
             "benchmark": "pusht",

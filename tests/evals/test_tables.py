@@ -218,6 +218,9 @@ def test_markdown_cells_do_not_break_the_table():
 def test_scores_that_no_table_shows_get_their_own(tmp_path, tiny_config):
     odd = score("my [odd]* set", "acc?", "trained", [0.5], count=3, unit="")
     found, _ = collected(run_folder(tmp_path, tiny_config, scores=[rows(), odd]))
+    many = [score("wide", f"m{i}", "trained", [1.0], count=3) for i in range(8)]
+    wide = [tables.results_lib.Result("r", "V-JEPA 2", "ViT-L", row, "s") for row in many]
+    assert [len(t.columns) for t in tables.others([TABLE], [*found, *wide])] == [1, 6, 2]
     (rest,) = tables.others([TABLE], found)
     assert rest.title == "my [odd]* set" and [c.title for c in rest.columns] == ["acc?"]
     grid = tables.assemble("X1", rest, found)

@@ -81,7 +81,7 @@ def _html_cell(cell: "Cell") -> str:
     ours = "".join(entry(e, "b") for e in cell.ours)
     ours = ours or (f'<span class="out">{NOT_RUN}</span>' if cell.wanted else "")
     theirs = "".join(entry(e, 'span class="published"') for e in cell.published)
-    return ours + (theirs or (f'<span class="out">{NONE}</span>' if cell.wanted else ""))
+    return ours + (theirs or (f'<span class="out">{NONE}</span>' if cell.compared else ""))
 
 
 def as_latex(grids: Sequence["Grid"]) -> str:
@@ -111,19 +111,18 @@ def tex(text: str) -> str:
 def _tex_cell(cell: "Cell") -> str:
     entry = lambda e: rf"{tex(e.text)}\textsuperscript{{{','.join(e.marks)}}}"
     ours = "; ".join(rf"\textbf{{{entry(e)}}}" for e in cell.ours)
-    return _joined(ours, "; ".join(map(entry, cell.published)), cell.wanted, "--")
+    return _joined(ours, "; ".join(map(entry, cell.published)), cell, "--")
 
 
 def _plain(cell: "Cell") -> str:
     entry = lambda e: f"{e.text} ({','.join(e.marks)})"
-    return _joined("; ".join(map(entry, cell.ours)), "; ".join(map(entry, cell.published)), cell.wanted, NONE)
+    return _joined("; ".join(map(entry, cell.ours)), "; ".join(map(entry, cell.published)), cell, NONE)
 
 
-def _joined(ours: str, theirs: str, wanted: bool, none: str) -> str:
-    """ours / published. A row of a control is ours alone."""
-    if not wanted:
-        return ours or ""
-    return f"{ours or NOT_RUN} / {theirs or none}"
+def _joined(ours: str, theirs: str, cell: "Cell", none: str) -> str:
+    """ours / published; ours alone in rows of controls and in columns of what nobody publishes."""
+    ours = ours or (NOT_RUN if cell.wanted else "")
+    return f"{ours} / {theirs or none}" if cell.compared else ours
 
 
 def _row_name(model: str, size: str, encoder: str) -> str:

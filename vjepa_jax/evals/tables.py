@@ -24,6 +24,7 @@ from vjepa_jax.training.files import write_bytes
 
 FOLDER = Path("experiments/tables")
 RECALL = "recall"
+_WIDTH = 6  # columns of a table that no file lays out
 _CAUTIONS = {"second-hand": "second-hand", "issue": "said in an issue", RECALL: "not checked against the source"}
 
 
@@ -89,11 +90,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Ours and published; empty where there is none. `wanted`: ours would belong here."""
+    """Ours and published; empty where there is none.
+
+    `wanted`: ours would belong here (not so in rows of controls). `compared`: published ones would.
+    """
 
     ours: tuple[Entry, ...]
     published: tuple[Entry, ...]
     wanted: bool = True
+    compared: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +157,7 @@ def assemble(
             listed = [n for n in theirs if (n.model, n.size, "") == key]
             own = tuple(Entry(ours_text(r.score, column.unit), (notes.ours(r),)) for r in mine)
             printed = tuple(Entry(_published_text(n, column.unit), (notes.published(n),)) for n in listed)
-            cells.append(Cell(own, printed, not key[2]))
+            cells.append(Cell(own, printed, not key[2], bool(column.published) and not key[2]))
         rows.append((*key, tuple(cells)))
     warnings = [w for pair in zip(table.columns, shown, strict=True) if (w := _mixture(*pair, notes))]
     head = tuple(f"{c.title}{' (lower is better)' if c.lower_is_better else ''}" for c in table.columns)
@@ -161,23 +166,25 @@ def assemble(
 
 
 def others(tables: Sequence[Table], results: Sequence[Result]) -> list[Table]:
-    """Tables of the scores that none of `tables` shows, one a benchmark, so that nothing measured is left unseen."""
+    """Tables of the scores that none of `tables` shows, so that nothing measured is left unseen: of a benchmark each,
+    `_WIDTH` columns at the most."""
     columns = [column for table in tables for column in table.columns]
     left = [r for r in results if not any(column.holds(r) for column in columns)]
+    escape = lambda text: re.sub(r"([*?\[])", r"[\1]", text)
     made = []
     for benchmark in dict.fromkeys(r.score["benchmark"] for r in left):
         rows = [r.score for r in left if r.score["benchmark"] == benchmark]
-        units = {row["metric"]: row.get("unit", "") for row in rows}
-        escape = lambda text: re.sub(r"([*?\[])", r"[\1]", text)
-        made.append(
-            Table(
-                benchmark,
-                tuple(
-                    Column(f"{metric}{f', {unit}' if unit else ''}", escape(benchmark), escape(metric), unit=unit)
-                    for metric, unit in units.items()
-                ),
+        units = list({row["metric"]: row.get("unit", "") for row in rows}.items())
+        for start in range(0, len(units), _WIDTH):
+            made.append(
+                Table(
+                    benchmark + (f" ({start // _WIDTH + 1})" if len(units) > _WIDTH else ""),
+                    tuple(
+                        Column(f"{metric}{f', {unit}' if unit else ''}", escape(benchmark), escape(metric), unit=unit)
+                        for metric, unit in units[start : start + _WIDTH]
+                    ),
+                )
             )
-        )
     return made
 
 
