@@ -39,7 +39,9 @@ def fine_tuned(title: str, name: str) -> dict:
         "benchmark": name,
         "metric": "top-1, fine-tuned",
         "published": tuple((name, "top-1", protocol) for protocol in protocols),
+        "config": f"experiments/evals/finetune.py:{name}",
         "data": (name,),
+        "work": "finetune",
     }
 
 

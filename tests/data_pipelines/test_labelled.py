@@ -30,10 +30,14 @@ def settings(manifest, **changes):
     )
 
 
-def batches(manifest, rows=range(7), batch_size=7, epochs=2, seed=0, **changes):
+def batches(manifest, rows=range(7), batch_size=7, epochs=2, seed=0, copies=1, **changes):
     source, _ = labelled.open_labelled(str(manifest), "train")
     data = settings(manifest, **changes)
-    return list(labelled.training_batches(source, data, rows=rows, batch_size=batch_size, epochs=epochs, seed=seed))
+    return list(
+        labelled.training_batches(
+            source, data, rows=rows, batch_size=batch_size, epochs=epochs, seed=seed, copies=copies
+        )
+    )
 
 
 def test_every_video_once_a_pass_in_fresh_order_with_its_label(manifest):
@@ -60,6 +64,14 @@ def test_segments_lie_in_their_parts_of_the_video(manifest):
 def test_one_segment_keeps_its_axis_and_only_the_given_rows_come(manifest):
     (batch,) = batches(manifest, rows=[1, 4], batch_size=4, clips_per_video=1)
     assert batch["video"].shape == (4, 1, 2, 16, 16, 3) and sorted(batch["index"]) == [1, 1, 4, 4]
+
+
+def test_copies_are_further_clips_of_the_same_part(manifest):
+    (batch,) = batches(manifest, epochs=1, copies=3)
+    assert batch["video"].shape == (7, 6, 2, 16, 16, 3)
+    frames = np.rint((batch["video"].mean((3, 4, 5)) - batch["index"][:, None, None]) / 20).astype(int)[..., 0]
+    assert (frames[:, :3] <= 4).all() and (frames[:, 3:] >= 6).all()
+    assert (frames[:, :1] != frames[:, :3]).any()
 
 
 def test_clips_are_augmented_each_on_its_own(manifest):

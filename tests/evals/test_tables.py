@@ -278,13 +278,14 @@ def test_the_plan_counts_what_a_column_costs(repo, monkeypatch, capsys):
     assert cli.main(["tables", "--plan", "T1", "--chip", "v5p"]) == 0
     printed = capsys.readouterr().out
     assert "vjepa eval --config experiments/evals/ssv2.py:vitg_384 --checkpoint runs/vitg_384" in printed
+    assert "--config experiments/evals/finetune.py:ucf101 --checkpoint runs/vitl\n" in printed
     assert "v5p at 35% MFU" in printed and "168,913" in printed
 
 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"work": "guess"}, "work='guess' is not one of probe, features, none, unknown"),
+        ({"work": "guess"}, "work='guess' is not one of probe, finetune, features, none, unknown"),
         ({"data": ("sssv2",), "work": "features"}, "no data set 'sssv2' in datasets.csv; did you mean 'ssv2'"),
     ],
 )

@@ -22,7 +22,18 @@ from vjepa_jax import __version__
 from vjepa_jax.config import ConfigError
 from vjepa_jax.config_build import build, hint
 from vjepa_jax.encoder import Encoder
-from vjepa_jax.evals import classification, consistency, context, controls, davis, motion, retrieval, surprise, transfer
+from vjepa_jax.evals import (
+    classification,
+    consistency,
+    context,
+    controls,
+    davis,
+    finetune,
+    motion,
+    retrieval,
+    surprise,
+    transfer,
+)
 from vjepa_jax.evals.scores import OnScore, Score, format_scores
 from vjepa_jax.training.files import write_bytes, write_json
 
@@ -31,6 +42,7 @@ PROTOCOLS: dict[str, tuple[type, Callable[..., list[Score]]]] = {
     "consistency": (consistency.Config, consistency.run),
     "context": (context.Config, context.run),
     "davis": (davis.Config, davis.run),
+    "finetune": (finetune.Config, finetune.run),
     "motion": (motion.Config, motion.run),
     "retrieval": (retrieval.Config, retrieval.run),
     "surprise": (surprise.Config, surprise.run),

@@ -7,7 +7,7 @@ from typing import Any
 from vjepa_jax import config_file
 from vjepa_jax.config import ConfigError, ModelConfig
 from vjepa_jax.config_build import hint
-from vjepa_jax.evals import classification
+from vjepa_jax.evals import classification, finetune
 from vjepa_jax.evals.published import DataSet, datasets
 from vjepa_jax.evals.scores import markdown
 from vjepa_jax.evals.tables import Column, Table
@@ -16,6 +16,7 @@ from vjepa_jax.models.variants import encoder_flops
 from vjepa_jax.parallel.chips import Machine
 
 UNKNOWN = "not counted"
+COUNTED = {"probe": ("classification", classification), "finetune": ("finetune", finetune)}  # work: group of a config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +40,19 @@ def plan(table: Table) -> list[Step]:
 
 def _step(column: Column, name: str, variant: str) -> Step:
     member = _member(name) if name else None
-    config = f"{column.config}:{variant}" if column.config and variant else column.config
+    own = not column.config or ":" in column.config  # the file's variants are not sizes of models
+    config = column.config if own or not variant else f"{column.config}:{variant}"
     run = f"runs/{variant or name.replace(' ', '-') or 'RUN'}"
-    if column.work == "probe":
-        flops = _probe_flops(column, config, member)
+    if column.work in COUNTED:
+        flops = _training_flops(column, config, member)
     elif column.work == "features":
         flops = _feature_flops(column, member)
     elif column.work in ("none", "unknown"):
         flops = 0.0 if column.work == "none" else None
     else:
-        raise ConfigError(f"{column.title}: work={column.work!r} is not one of probe, features, none, unknown")
+        raise ConfigError(
+            f"{column.title}: work={column.work!r} is not one of {', '.join(COUNTED)}, features, none, unknown"
+        )
     command = f"vjepa eval --config {config} --checkpoint {run} {column.options}".rstrip() if config else ""
     return Step(column.title, name, command, flops)
 
@@ -68,13 +72,14 @@ def _data(column: Column) -> list[DataSet]:
     return [known[name] for name in column.data]
 
 
-def _probe_flops(column: Column, config: str, member: Member | None) -> float | None:
-    """The attentive probe of a config file on the column's data."""
+def _training_flops(column: Column, config: str, member: Member | None) -> float | None:
+    """What a config file trains on the column's data: an attentive probe, or the encoder."""
     data = _data(column)
     if member is None or not data or not data[0].train:
         return None
-    cfg = config_file.load_groups(config, [], {"classification": classification.Config})["classification"]
-    return classification.flops(cfg, member.model, data[0].train, data[0].test)
+    group, protocol = COUNTED[column.work]
+    cfg = config_file.load_groups(config, [], {group: protocol.Config})[group]
+    return protocol.flops(cfg, member.model, data[0].train, data[0].test)
 
 
 def _feature_flops(column: Column, member: Member | None) -> float | None:

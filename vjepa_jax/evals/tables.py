@@ -38,11 +38,12 @@ class Column:
       published: (benchmark, metric, protocol) of the published numbers that may stand here.
       unit: numbers of another unit carry it.
       lower_is_better: said in the head.
-      config: of `vjepa eval --config`; "" where no file fills the column.
+      config: of `vjepa eval --config`, to which `--plan` adds the variant of a model's size unless it names one; ""
+        where no file fills the column.
       options: that the command takes beside it.
       data: data sets by their names in datasets.csv.
-      work: what `--plan` counts: "probe" (the config's attentive probe), "features" (each clip encoded once), "none"
-        (nothing worth counting), or "unknown".
+      work: what `--plan` counts: "probe" or "finetune" (what the config trains), "features" (each clip encoded once),
+        "none" (nothing worth counting), or "unknown".
       clips: for "features": clips encoded for a training and for a test video.
       frames, resolution: of these clips; resolution 0 is the model's own.
     """
