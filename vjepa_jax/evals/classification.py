@@ -94,7 +94,7 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
       encoders: as evals.controls.encoders gives them; of several for a name, seed s takes number s modulo their count.
 
     Returns:
-      Two scores an encoder and control. "note" names the heads, the seed's exact counts and, with `cache`, the mode.
+      Two scores an encoder and control. "note" names the heads, the exact count of each seed, the data and the mode.
 
     Raises:
       ConfigError, DataError: settings or data that cannot be used.
@@ -344,7 +344,7 @@ def _scores(name: str, runs: Sequence[_Outcome], cfg: Config, data: _Data) -> It
         right = [o.right_GM[head] for o, head in zip(runs, picked, strict=True)]
         how = ", ".join(dict.fromkeys(str(o.settings[head]) for o, head in zip(runs, picked, strict=True)))
         counts = ", ".join(str(int(r.sum())) for r in right)
-        notes = [f"{how}; right: {counts} of {len(right[0])}"]
+        notes = [f"{how}; right: {counts} of {len(right[0])}; {cfg.path}"]
         notes += ["heads did not see the held-out videos"] if not cfg.retrain else []
         notes += ["features standardised"] if cfg.standardize else []
         notes += ["cheap mode: training clips encoded once, without augmentation"] if cfg.cache else []

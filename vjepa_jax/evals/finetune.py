@@ -97,7 +97,7 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
             count=len(right[0]),
             interval=mean_interval(right[0], scale=100.0) if len(right) == 1 else None,
             chance=100.0 / len(np.unique(labels)),
-            note=f"right: {counts} of {len(right[0])}; last weights",
+            note=f"right: {counts} of {len(right[0])}; last weights; {cfg.path}",
         )
         scores.append(row)
         if on_score:

@@ -101,6 +101,7 @@ def _scores(name: str, pairs: Sequence[tuple[Features, Features]], cfg: Config) 
             count=len(asked),
             interval=mean_interval(hits[0], scale=100.0) if len(hits) == 1 else None,
             chance=100.0 * chance(labels, asked, k),
+            note=cfg.path,
         )
 
 
