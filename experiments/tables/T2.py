@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 V21, DINO, DINOV3 = (f"label propagation, {name}" for name in ("V-JEPA 2.1", "DINO", "as DINOv3"))
 
 
-def davis(title: str, metric: str, protocol: str) -> dict:
+def davis(title: str, metric: str, protocol: str, config: str = "") -> dict:
     return {
         "title": f"DAVIS-2017 J&F, {title}",
         "benchmark": "davis2017",
         "metric": metric,
         "published": (("davis2017", "J&F", protocol),) if protocol else (),
         "data": ("davis2017",),
+        "config": config,
     }
 
 
@@ -47,8 +48,8 @@ def get_config() -> ConfigDict:
     }
     config.table.columns = (
         davis("V-JEPA 2.1's search", "J&F, as V-JEPA 2.1", V21),
-        davis("DINO protocol", "J&F, DINO protocol", DINO),
-        davis("CRW protocol", "J&F, CRW protocol", ""),
+        davis("DINO protocol", "J&F, DINO protocol", DINO, "experiments/evals/davis.py:dino"),
+        davis("CRW protocol", "J&F, CRW protocol", "", "experiments/evals/davis.py:crw"),
         davis("as DINOv3", "J&F, as DINOv3", DINOV3),
         youtube | {"published": (("youtube_vos", "J&F", V21),)},
         linear("ADE20K", "ade20k", "mIoU", "linear segmentation probe", "%"),

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from vjepa_jax.config import ConfigError
-from vjepa_jax.evals import controls
 from vjepa_jax.evals.davis_metrics import boundary_accuracy, region_similarity, statistics
 from vjepa_jax.evals.features import Encode
 from vjepa_jax.evals.propagation import METHODS, Method, propagate, to_masks
@@ -28,7 +27,8 @@ _VOID = 255
 class Config:
     """Settings.
 
-    path: a folder of DAVIS 2016 or 2017; sequences: by name, or those of ImageSets/2017/`split`.txt, or all.
+    path: a folder of DAVIS 2017, or of 2016, whose numbers are not those of 2017.
+    sequences: by name, or those of ImageSets/2017/`split`.txt, or all.
     method: dino or crw (evals/propagation.py), never to be compared with one another.
     size: pixels of the shorter side.
     frames: how a video encoder sees single frames: repeated (each fills a tubelet of its own) or windows (clips that
@@ -254,7 +254,7 @@ def _encode(encode: Encode, clips: np.ndarray, batch_size: int) -> np.ndarray:
 
 def _rows(cfg: Config, label: str, seeds: list[list[np.ndarray]], count: int) -> Iterator[Score]:
     summaries = [summary(sequences) for sequences in seeds]
-    note = f"{cfg.method}, {cfg.size} px, frames {cfg.frames}" if label not in (COPY, controls.PIXELS) else cfg.method
+    note = "" if label == COPY else f"{cfg.size} px, frames {cfg.frames}"
     for metric in summaries[0]:
         values = [one[metric] for one in summaries]
         resampled = functools.partial(_resampled, seeds, metric)
@@ -262,7 +262,14 @@ def _rows(cfg: Config, label: str, seeds: list[list[np.ndarray]], count: int) ->
         better = "decay" not in metric
         objects = sum(len(sequence) for sequence in seeds[0])
         yield score(
-            "DAVIS", metric, label, values, count=objects, interval=interval, higher_is_better=better, note=note
+            "davis2017",
+            f"{metric}, {cfg.method.upper()} protocol",
+            label,
+            values,
+            count=objects,
+            interval=interval,
+            higher_is_better=better,
+            note=note,
         )
 
 
