@@ -14,6 +14,7 @@ from vjepa_jax.evals import controls, davis
 from vjepa_jax.evals.davis_metrics import boundary, boundary_accuracy, region_similarity, statistics
 from vjepa_jax.evals.features import pixel_features
 from vjepa_jax.evals.propagation import METHODS, propagate, to_masks
+from vjepa_jax.evals.windows import window_starts
 
 FIXTURE = pathlib.Path(__file__).parent.parent / "fixtures/davis_metrics.npz"
 
@@ -184,7 +185,7 @@ def test_sizes_and_windows():
     assert davis.input_size((480, 854), 16, cfg) == (480, 832)
     assert davis.input_size((854, 480), 16, cfg) == (832, 480)
     assert davis.input_size((480, 854), 16, dataclasses.replace(cfg, method="crw")) == (480, 880)
-    assert davis.window_starts(8, 4, 2) == [0, 2, 4] and davis.window_starts(3, 4, 2) == [0]
+    assert window_starts(8, 4, 2) == [0, 2, 4] and window_starts(3, 4, 2) == [0]
     with pytest.raises(ConfigError, match="multiple of the model's patch size 14"):
         davis.input_size((480, 854), 14, cfg)
 

@@ -15,6 +15,7 @@ from vjepa_jax.evals.davis_metrics import boundary_accuracy, region_similarity, 
 from vjepa_jax.evals.features import Encode
 from vjepa_jax.evals.propagation import METHODS, Method, propagate, to_masks
 from vjepa_jax.evals.scores import OnScore, Score, bootstrap, score
+from vjepa_jax.evals.windows import encode_clips, padded, step_features
 from vjepa_jax.evals.worlds import clip_of
 
 LAYOUT = "{path}/JPEGImages/480p/SEQUENCE/00000.jpg ... and {path}/Annotations/480p/SEQUENCE/00000.png ..."
@@ -130,26 +131,11 @@ def frame_features(encode: Encode, video: np.ndarray, clip: int, tubelet: int, c
     frames = len(video)
     if cfg.frames == "repeated":
         steps = clip // tubelet
-        padded = _padded(video, -(-frames // steps) * steps).reshape(-1, steps, *video.shape[1:])
-        clips = np.repeat(padded, tubelet, axis=1)
-        features = _encode(encode, clips, cfg.batch_size)
+        filled = padded(video, -(-frames // steps) * steps).reshape(-1, steps, *video.shape[1:])
+        features = encode_clips(encode, np.repeat(filled, tubelet, axis=1), cfg.batch_size)
         return features.reshape(-1, *features.shape[2:])[:frames]
-    starts = window_starts(frames, clip, tubelet)
-    padded = _padded(video, starts[-1] + clip)
-    features = _encode(encode, np.stack([padded[s : s + clip] for s in starts]), cfg.batch_size)
-    total, count = np.zeros((len(padded) // tubelet, *features.shape[2:]), np.float32), np.zeros(len(padded) // tubelet)
-    for start, part in zip(starts, features, strict=True):
-        at = slice(start // tubelet, (start + clip) // tubelet)
-        total[at] += part
-        count[at] += 1
-    mean = total / count[:, None, None, None]
-    return np.asarray(jax.image.resize(mean, (len(padded), *mean.shape[1:]), "cubic"))[:frames]
-
-
-def window_starts(frames: int, clip: int, tubelet: int) -> list[int]:
-    """First frames of clips that overlap by half and cover the video; the last may reach beyond its end."""
-    stride = max(clip // 2 // tubelet, 1) * tubelet
-    return list(range(0, max(frames - clip, 0) + stride, stride))
+    steps = step_features(encode, video, clip, tubelet, cfg.batch_size)
+    return np.asarray(jax.image.resize(steps, (tubelet * len(steps), *steps.shape[1:]), "cubic"))[:frames]
 
 
 def input_size(frame: tuple[int, int], patch: int, cfg: Config) -> tuple[int, int]:
@@ -236,20 +222,6 @@ def _at_size(model: Any, cfg: Config) -> Any:
     return model.with_model(
         dataclasses.replace(run.model, rope_grid=run.model.rope_grid or height // run.model.patch_size)
     )
-
-
-def _padded(video: np.ndarray, frames: int) -> np.ndarray:
-    """The video with its last frame repeated."""
-    return video[np.minimum(np.arange(frames), len(video) - 1)]
-
-
-def _encode(encode: Encode, clips: np.ndarray, batch_size: int) -> np.ndarray:
-    """Features of many clips, a batch of the same size at a time."""
-    parts = []
-    for start in range(0, len(clips), batch_size):
-        part = clips[start : start + batch_size]
-        parts.append(np.asarray(encode(_padded(part, batch_size)), np.float32)[: len(part)])
-    return np.concatenate(parts)
 
 
 def _rows(cfg: Config, label: str, seeds: list[list[np.ndarray]], count: int) -> Iterator[Score]:

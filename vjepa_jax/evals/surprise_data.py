@@ -88,7 +88,7 @@ def read_pairs(cfg: Any, clip: Clip) -> list[Pair]:
     if not cfg.path or not root.is_dir():
         raise _wrong(cfg.layout, f"surprise.path={cfg.path!r} is not a folder")
     read = {"intphys": _intphys, "grasp": _grasp, "inflevel": _inflevel}[cfg.layout]
-    frames = functools.partial(_frames, size=clip.size, step=cfg.frame_step)
+    frames = functools.partial(read_frames, size=clip.size, step=cfg.frame_step)
     pairs = list(read(root, frames))
     if not pairs:
         raise _wrong(cfg.layout, f"{root} holds no matched pair")
@@ -175,7 +175,7 @@ def _inflevel(root: Path, frames: Callable[[Path], np.ndarray]) -> Iterator[Pair
             yield _pair(kind, f"{kind}/{group}/{number}", frames, good, bad)
 
 
-def _frames(path: Path, size: tuple[int, int], step: int) -> np.ndarray:
+def read_frames(path: Path, size: tuple[int, int], step: int) -> np.ndarray:
     """Every `step`-th frame of a video or a folder of pictures, centre crop: uint8 [T, H, W, 3]."""
     choose = lambda height, width: augment.center_box(height, width, size)
     if path.is_dir():
