@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
             "published": (gebd,),
             "unit": "",
             "data": ("kinetics_gebd", "k400"),
+            "config": "experiments/evals/gebd.py:kinetics",
         },
         {
             "title": "THUMOS14 mAP@0.3:0.7",
