@@ -132,6 +132,7 @@ def _record(run: RunConfig, setup: Setup, mesh: Any, seconds: float) -> dict[str
         "shape": [run.batch_size, *(f"{c}+{m}" for groups in setup.budgets.values() for c, m in groups)],
         "clip": [run.data.num_frames, *run.data.size],
         "dtype": run.model.dtype,
+        "target_dtype": run.model.target_dtype,
         "remat": run.model.remat,
         "unroll": run.model.unroll,
         "devices": f"{mesh.size} x {kind}",
