@@ -11,7 +11,7 @@ context for each property on the test videos; ours stand beside them chosen in t
 
 from ml_collections import ConfigDict
 
-LAYOUT = "--config.surprise.layout={0} --config.surprise.path=data/{0}"
+PATH = "--config.surprise.path=data/{}"
 BEST = "best skip, window and context per property"
 
 
@@ -21,7 +21,7 @@ def violation(title: str, ours: str, name: str, options: str = "") -> dict:
         "benchmark": ours,
         "metric": "relative accuracy, best context",
         "published": ((name, "relative accuracy", BEST),),
-        "config": "experiments/evals/world_suite.py",
+        "config": f"experiments/evals/surprise.py:{name if options else 'world'}",
         "options": options,
         "data": (name,),
     }
@@ -44,9 +44,9 @@ def get_config() -> ConfigDict:
     config.table = ConfigDict()
     config.table.title = "World models: violation of expectation, forecasts, planning"
     config.table.columns = (
-        violation("IntPhys", "IntPhys", "intphys", LAYOUT.format("intphys")),
-        violation("GRASP", "GRASP", "grasp", LAYOUT.format("grasp")),
-        violation("InfLevel", "InfLevel", "inflevel", LAYOUT.format("inflevel")),
+        violation("IntPhys", "IntPhys", "intphys", PATH.format("intphys")),
+        violation("GRASP", "GRASP", "grasp", PATH.format("grasp")),
+        violation("InfLevel", "InfLevel", "inflevel", PATH.format("inflevel")),
         violation("embedded world", "world, violations", "world") | {"published": (), "work": "none"},
         motion("skill against persistence, 2 tubelets", "skill against persistence at 2 tubelets", ""),
         motion("retrieval top-1 of 64, 2 tubelets", "retrieval top-1 of 64 at 2 tubelets", "%"),
