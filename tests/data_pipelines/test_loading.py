@@ -23,6 +23,7 @@ from .videos import write_video
 
 # A process that takes batches from one worker for ever, or as main of a script without a guard.
 SCRIPT = """
+import signal
 import sys
 import grain
 from absl import flags
@@ -30,6 +31,7 @@ from data_pipelines import loading
 
 def main():
     flags.FLAGS.mark_as_parsed()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and its children do
     batches = grain.MapDataset.range(10**9).batch(2)
     for batch in loading.iterate(batches, 1, 1, 2, 16):
         print(batch[0], flush=True)
