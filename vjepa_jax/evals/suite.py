@@ -23,6 +23,7 @@ from vjepa_jax.config import ConfigError
 from vjepa_jax.config_build import build, hint
 from vjepa_jax.encoder import Encoder
 from vjepa_jax.evals import (
+    action_detection,
     boundaries,
     classification,
     consistency,
@@ -39,6 +40,7 @@ from vjepa_jax.evals.scores import OnScore, Score, format_scores
 from vjepa_jax.training.files import write_bytes, write_json
 
 PROTOCOLS: dict[str, tuple[type, Callable[..., list[Score]]]] = {
+    "action_detection": (action_detection.Config, action_detection.run),
     "boundaries": (boundaries.Config, boundaries.run),
     "classification": (classification.Config, classification.run),
     "consistency": (consistency.Config, consistency.run),
