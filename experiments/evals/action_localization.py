@@ -5,7 +5,7 @@ COMMAND: vjepa eval --config experiments/evals/action_localization.py --checkpoi
    (with :world, of behaviours of one object in videos of the embedded world, which needs no data)
 HARDWARE: one GPU; 2 CPU cores for :world
 PUBLISHED NUMBER: THUMOS14 mAP@0.3:0.7, ActionFormer on I3D 66.8; with VideoMAE V2 ViT-g 69.6
-MEASURED: not on THUMOS14.
+MEASURED: not run to its end
 """
 
 from ml_collections import ConfigDict

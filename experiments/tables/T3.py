@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
             "metric": "mAP@0.3:0.7",
             "published": (thumos,),
             "data": ("thumos14",),
+            "config": "experiments/evals/action_localization.py:thumos14",
         },
         *(
             {
