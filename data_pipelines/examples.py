@@ -67,24 +67,36 @@ def train_example(
 def train_clip(source: Source, row: int, clip: int, data: DataConfig, rng: np.random.Generator) -> np.ndarray:
     """uint8[T, H, W, 3]. Draws in this order: flip, frames, RandAugment, box (two if it moves), erasing."""
     spec = ClipSpec(data.num_frames, None if data.frame_step else data.fps, data.frame_step, data.clips_per_video)
-    options = {"flip": bool(rng.random() < 0.5 and data.hflip), "antialias": data.augment.antialias}
+    flip = bool(rng.random() < 0.5 and data.hflip)
     with _reader(source, row) as reader:
         indices = clip_indices(reader.num_frames, reader.fps, spec, clip, rng)
-        policy = data.augment.policy
-        operations = randaugment.draw(policy, rng) if policy else []
+        return augmented(reader, indices, data, rng, flip)
 
-        def box(height: int, width: int) -> augment.Box:
-            return augment.random_box(height, width, data.random_resize_scale, data.random_resize_aspect, rng)
 
-        def boxes(height: int, width: int) -> augment.Boxes:
-            first = box(height, width)
-            return augment.moving_boxes(first, box(height, width), len(indices)) if data.augment.motion_shift else first
+def augmented(
+    reader: VideoReader, indices: np.ndarray, data: DataConfig, rng: np.random.Generator, flip: bool = False
+) -> np.ndarray:
+    """Frames of a video as they are trained on, uint8[T, H, W, 3]. Draws: RandAugment, box (two if it moves), erasing.
 
-        if operations:  # they take whole frames
-            frames = randaugment.apply(operations, reader.frames(indices))
-            video = augment.crop_clip(frames, boxes, data.size, **options)
-        else:
-            video = reader.crops(indices, boxes, data.size, **options)
+    Raises:
+      DecodeError: a frame is missing or damaged.
+    """
+    options = {"flip": flip, "antialias": data.augment.antialias}
+    policy = data.augment.policy
+    operations = randaugment.draw(policy, rng) if policy else []
+
+    def box(height: int, width: int) -> augment.Box:
+        return augment.random_box(height, width, data.random_resize_scale, data.random_resize_aspect, rng)
+
+    def boxes(height: int, width: int) -> augment.Boxes:
+        first = box(height, width)
+        return augment.moving_boxes(first, box(height, width), len(indices)) if data.augment.motion_shift else first
+
+    if operations:  # they take whole frames
+        frames = randaugment.apply(operations, reader.frames(indices))
+        video = augment.crop_clip(frames, boxes, data.size, **options)
+    else:
+        video = reader.crops(indices, boxes, data.size, **options)
     if data.augment.erase_prob and rng.random() < data.augment.erase_prob:
         erasing.erase(video, rng)
     return video

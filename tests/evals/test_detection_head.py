@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from vjepa_jax.evals import detection_head
-from vjepa_jax.evals.detection_head import HeadConfig, Track, cut, decode, diou, focal, targets, train_detector
+from vjepa_jax.evals.detection_head import HeadConfig, Track, cut, decode, diou, targets, train_detector
 from vjepa_jax.evals.temporal_metrics import detection_map
 from vjepa_jax.models.detector import Detector, LocalAttention, points
+from vjepa_jax.ops.losses import focal
 
 SMALL = HeadConfig(
     dim=32, num_heads=2, levels=3, stem=0, reach=4, length=64, epochs=40, warmup_epochs=5, batch_size=8,

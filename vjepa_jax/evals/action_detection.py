@@ -211,11 +211,18 @@ def _rows(
     benchmark: str, name: str, found: list[dict[str, Any]], test: Sequence[Video], chance: dict[str, float], note: str
 ) -> Iterator[Score]:
     values = [_values(test, one) for one in found]
+    drawn: dict[bytes, dict[str, float]] = {}  # all metrics are resampled alike, so that each resample is scored once
+
+    def resampled(rows: np.ndarray) -> dict[str, float]:
+        key = rows.tobytes()
+        if key not in drawn:
+            drawn[key] = _values(test, found[0], rows)
+        return drawn[key]
+
     for metric in values[0]:
         interval = None
         if len(found) == 1:
-            statistic = lambda rows, metric=metric: _values(test, found[0], rows)[metric]
-            interval = bootstrap(statistic, len(test), resamples=50)
+            interval = bootstrap(lambda rows, metric=metric: resampled(rows)[metric], len(test), resamples=50)
         yield score(
             *(benchmark, metric, name, [one[metric] for one in values]),
             count=sum(len(video.labels) for video in test),

@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from vjepa_jax.evals.suppression import nms, soft_nms, vote
 from vjepa_jax.models.detector import Detector, points
+from vjepa_jax.ops.losses import focal
 
 NEAR = 1.5  # a positive point is at most so many points of its level away from the centre
 _adam = optax.scale_by_adam()
@@ -142,14 +143,6 @@ def targets(at_P: Any, level_P: Any, segments_BG2: Any, labels_BG: Any, levels: 
     pick = lambda a: jnp.take_along_axis(jnp.broadcast_to(a, fits.shape), best[..., None], -1)[..., 0]
     labels = jnp.where(fits.any(-1), pick(labels_BG[:, None]), -1)
     return labels, jnp.stack([pick(left), pick(right)], -1)
-
-
-def focal(logits: Any, truth: Any, alpha: float = 0.25, gamma: float = 2.0) -> Any:
-    """Sigmoid focal loss (arXiv 1708.02002), elementwise; truth 0 or 1."""
-    ce = optax.sigmoid_binary_cross_entropy(logits, truth)
-    p = jax.nn.sigmoid(logits)
-    wrong = truth * (1 - p) + (1 - truth) * p
-    return (truth * alpha + (1 - truth) * (1 - alpha)) * wrong**gamma * ce
 
 
 def diou(found: Any, true: Any) -> Any:

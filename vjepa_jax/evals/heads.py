@@ -8,6 +8,7 @@ Shape suffixes: G heads, B videos of a batch, M micro-batches of b videos, N tok
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,10 +17,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vjepa_jax.models.probe import AttentiveClassifier, init_classifier
+from vjepa_jax.models.probe import Classifier, init_classifier
 
 HEADS = "heads"  # the mesh axis
 _adam = optax.scale_by_adam()
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +63,20 @@ class Heads:
       seed: of the initial parameters.
       at_once: heads that a device computes together, 0 for all of its own: memory against speed.
       micro: videos of one backward pass, 0 for the whole batch; must divide it.
+      loss: of what the model returns and the labels, float [B].
     """
 
     def __init__(
-        self, model: AttentiveClassifier, settings: list[Setting], steps: int, seed: int, at_once: int, micro: int
+        self,
+        model: Classifier,
+        settings: list[Setting],
+        steps: int,
+        seed: int,
+        at_once: int,
+        micro: int,
+        loss: Callable[[Any, jax.Array], jax.Array] = cross_entropy,
     ):
-        self.model, self.settings, self.steps, self.micro = model, settings, steps, micro
+        self.model, self.settings, self.steps, self.micro, self.loss = model, settings, steps, micro, loss
         devices = jax.local_devices()
         number = max(n for n in range(1, len(devices) + 1) if len(settings) % n == 0)
         self.mesh = Mesh(np.asarray(devices[:number]), (HEADS,))
@@ -75,7 +85,8 @@ class Heads:
         self._seed, self._step, self._state = seed, 0, None
 
     def train(self, x_BND: Any, labels_B: np.ndarray, weight_GB: np.ndarray) -> None:
-        """One update of every head on a batch; weight_GB: what a video counts for a head, 0 or 1."""
+        """One update of every head on a batch; labels_B as the loss takes them, weight_GB: what a video counts for a
+        head, 0 or 1."""
         x_BND, labels_B = self._on_all(x_BND), self._on_all(np.asarray(labels_B, np.int32))
         if self._state is None:
             self._state = self._fresh(x_BND)
@@ -83,20 +94,27 @@ class Heads:
         lr_G, decay_G = np.asarray(rates, np.float32).T
         micro = self.micro or len(labels_B)
         self._state = _update(
-            *(self.model, self.mesh, self.at_once, micro, *self._state),
+            *(self.model, self.loss, self.mesh, self.at_once, micro, *self._state),
             *(x_BND, labels_B, self._divided(weight_GB), self._divided(lr_G), self._divided(decay_G)),
         )
         self._step += 1
 
     def probabilities(self, x_BND: Any) -> jax.Array:
         """Softmax of every head, float32 [G, B, C]."""
+        return self._apply(x_BND, jax.nn.softmax)
+
+    def logits(self, x_BND: Any) -> Any:
+        """What the model of every head returns, with a leading axis of heads."""
+        return self._apply(x_BND, _as_it_is)
+
+    def _apply(self, x_BND: Any, activation: Callable[[Any], Any]) -> Any:
         x_BND = self._on_all(x_BND)
         if self._state is None:
             self._state = self._fresh(x_BND)
-        return _probabilities(self.model, self.mesh, self.at_once, self._state[0], x_BND)
+        return _outputs(self.model, activation, self.mesh, self.at_once, self._state[0], x_BND)
 
     def parameters(self, head: int) -> Any:
-        """The parameters of one head, as models.probe.AttentiveClassifier takes them."""
+        """The parameters of one head, as the model takes them."""
         return jax.tree.map(lambda leaf: np.asarray(leaf[head]), self._state[0])
 
     def _fresh(self, x_BND) -> tuple[Any, Any]:
@@ -114,22 +132,22 @@ class Heads:
         return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(HEADS)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(4, 5))
-def _update(model, mesh, at_once, micro, params, state, x_BND, labels_B, weight_GB, lr_G, decay_G):
-    """AdamW on the weighted mean of cross-entropy, gradients summed over micro-batches."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(5, 6))
+def _update(model, loss_of, mesh, at_once, micro, params, state, x_BND, labels_B, weight_GB, lr_G, decay_G):
+    """AdamW on the weighted mean of the loss, gradients summed over micro-batches."""
 
     def one(head, x_MbND, labels_Mb):
         params, state, weight_B, lr, decay = head
         total = jnp.maximum(weight_B.sum(), 1.0)
 
         def loss(params, x_bND, labels_b, weight_b):
-            ce_b = optax.softmax_cross_entropy_with_integer_labels(model.apply({"params": params}, x_bND), labels_b)
-            return (weight_b * ce_b).sum() / total
+            loss_b = loss_of(model.apply({"params": params}, x_bND), labels_b)
+            return (weight_b * loss_b).sum() / total
 
         def add(grads, part):
             return jax.tree.map(jnp.add, grads, jax.grad(loss)(params, *part)), None
 
-        weight_Mb = weight_B.reshape(labels_Mb.shape)
+        weight_Mb = weight_B.reshape(labels_Mb.shape[:2])
         zeros = jax.tree.map(jnp.zeros_like, params)
         grads, _ = jax.lax.scan(add, zeros, (x_MbND, labels_Mb, weight_Mb))
         updates, state = _adam.update(grads, state)
@@ -137,17 +155,21 @@ def _update(model, mesh, at_once, micro, params, state, x_BND, labels_B, weight_
 
     def local(heads, x_BND, labels_B):
         x_MbND = x_BND.reshape(-1, micro, *x_BND.shape[1:])
-        each = functools.partial(one, x_MbND=x_MbND, labels_Mb=labels_B.reshape(-1, micro))
+        each = functools.partial(one, x_MbND=x_MbND, labels_Mb=labels_B.reshape(-1, micro, *labels_B.shape[1:]))
         return _some_at_a_time(each, heads, at_once)
 
     heads = (params, state, weight_GB, lr_G, decay_G)
     return _over_devices(local, mesh)(heads, x_BND, labels_B)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _probabilities(model, mesh, at_once, params, x_BND):
+def _as_it_is(outputs: Any) -> Any:
+    return outputs
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _outputs(model, activation, mesh, at_once, params, x_BND):
     def local(params, x_BND, _):
-        each = lambda head: jax.nn.softmax(model.apply({"params": head}, x_BND))
+        each = lambda head: activation(model.apply({"params": head}, x_BND))
         return _some_at_a_time(each, params, at_once)
 
     return _over_devices(local, mesh)(params, x_BND, None)

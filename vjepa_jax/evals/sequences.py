@@ -54,6 +54,21 @@ def _outputs(encoder: Any, clips: np.ndarray, layers: tuple[int, ...]) -> Any:
     return encoder.layers(clips, layers) if layers and hasattr(encoder, "layers") else encoder(clips)
 
 
+def moments(tokens: Any) -> np.ndarray:
+    """Number, sum and sum of squares of every channel, float64 [3, D]: those of several batches add up."""
+    x_XD = np.asarray(tokens, np.float64).reshape(-1, tokens.shape[-1])
+    return np.stack([np.full(x_XD.shape[1], len(x_XD)), x_XD.sum(0), (x_XD * x_XD).sum(0)])
+
+
+def affine(total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of every channel and what to multiply by to give it a deviation of 1 (a constant one: 0), float32 [D]."""
+    count, first, second = total
+    mean = first / count
+    deviation = np.sqrt(np.maximum(second / count - mean**2, 0.0))
+    scale = np.where(deviation > 1e-6, 1.0 / np.maximum(deviation, 1e-6), 0.0)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
 class Reader:
     """Sequences of videos by every encoder, as probes read them.
 
@@ -71,15 +86,8 @@ class Reader:
         sums: dict[str, Any] = {}
         for batch in batches:
             for name in self.encoders:
-                tokens = self(name, batch["video"])
-                x_XD = np.asarray(tokens, np.float64).reshape(-1, tokens.shape[-1])
-                one = np.stack([np.full(x_XD.shape[1], len(x_XD)), x_XD.sum(0), (x_XD * x_XD).sum(0)])
-                sums[name] = sums.get(name, 0.0) + one
-        for name, (count, total, squares) in sums.items():
-            mean = total / count
-            deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-            scale = np.where(deviation > 1e-6, 1.0 / np.maximum(deviation, 1e-6), 0.0)
-            self._affine[name] = mean.astype(np.float32), scale.astype(np.float32)
+                sums[name] = sums.get(name, 0.0) + moments(self(name, batch["video"]))
+        self._affine = {name: affine(total) for name, total in sums.items()}
 
     def __call__(self, name: str, video: np.ndarray) -> jax.Array:
         """Tokens of videos uint8 [B, S, T, H, W, 3] by one encoder; see `sequence`."""

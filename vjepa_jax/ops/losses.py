@@ -1,4 +1,4 @@
-"""Losses on latents.
+"""Losses on latents, and of labels where most are absent.
 
 Shape suffixes: B batch, K target tokens, D channels.
 """
@@ -41,3 +41,11 @@ def latent_regression(
     if valid_BK is None:
         return error_BK.mean()
     return jnp.where(valid_BK, error_BK, 0.0).sum() / jnp.maximum(valid_BK.sum(), 1)
+
+
+def focal(logits: jax.Array, truth: jax.Array, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
+    """Sigmoid focal loss (arXiv 1708.02002), elementwise: logits float, truth 0 or 1, of one shape."""
+    p = jax.nn.sigmoid(logits)
+    ce = -(truth * jax.nn.log_sigmoid(logits) + (1 - truth) * jax.nn.log_sigmoid(-logits))
+    wrong = truth * (1 - p) + (1 - truth) * p
+    return (truth * alpha + (1 - truth) * (1 - alpha)) * wrong**gamma * ce
