@@ -1,8 +1,9 @@
-"""Generic event boundaries (Kinetics-GEBD, arXiv 2101.10511), without training on them: from the change of features
-over time, and from the error of the prediction.
+"""Generic event boundaries (Kinetics-GEBD, arXiv 2101.10511): without training on them, from the change of features
+over time and from the error of the prediction, and by a small classifier on frozen features.
 
 change   1 - cosine of the mean features of the next and of the last `reach` time steps
 error    mean L1 distance of the predicted and the real latents of the next step, from half a clip before it
+head     the probability that a classifier of what comes before and after gives (boundary_head.py)
 
 Peaks of the smoothed signal are boundaries; how far they must stand out is chosen on training videos. Beside them: as
 many boundaries as training videos have, at equal distances.
@@ -20,9 +21,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
 
+from data_pipelines import world_behaviours
 from data_pipelines.sources import DataError
 from vjepa_jax.config import ConfigError
-from vjepa_jax.evals import worlds
+from vjepa_jax.evals import boundary_head, plain_pickle, worlds
 from vjepa_jax.evals.forecast import forecast, latents
 from vjepa_jax.evals.scores import OnScore, Score, bootstrap, score
 from vjepa_jax.evals.surprise_data import read_frames
@@ -33,9 +35,10 @@ from vjepa_jax.evals.worlds import Clip, clip_of, in_batches
 LAYOUT = (
     '{path}/annotations.json: {{"VIDEO": {{"split": "train" or "val", "fps": .., "video_duration": seconds, '
     '"f1_consis_avg": .., "substages_timestamps": [[seconds, ...] of each rater]}}, ...}} and {path}/videos/VIDEO.mp4 '
-    "(the official pickles hold the same keys: write them as JSON)"
+    "(or {path}/train.pkl and val.pkl, the official pickles, in place of annotations.json)"
 )
 UNIFORM = "equal distances"
+BENCHMARKS = {"kinetics": "kinetics_gebd", "world": "world, boundaries", "behaviours": "world, changes of behaviour"}
 _WORLD_FPS = 8.0
 
 
@@ -43,9 +46,11 @@ _WORLD_FPS = 8.0
 class Config:
     """Settings.
 
-    data: kinetics (a folder `path`, LAYOUT), or world: videos of the embedded world that are joined from several.
+    data: kinetics (a folder `path`, LAYOUT), world: videos of the embedded world that are joined from several, or
+    behaviours: of one object of that world that changes what it does, so that looks tell nothing.
     frame_step: of the videos' frames. reach, smooth: of the signal, in time steps. least_distance: between boundaries,
-    in seconds. train, videos, parts: of the world: videos that choose, that are scored, and parts of each on average.
+    in seconds. head: whether a classifier is trained. train, videos, parts: of the world: videos that choose, that are
+    scored, and parts of each on average.
     """
 
     data: str = "kinetics"
@@ -54,6 +59,7 @@ class Config:
     reach: int = 3
     smooth: float = 1.0
     least_distance: float = 0.3
+    head: bool = True
     prominences: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # deviations of the signal
     train: int = 32
     videos: int = 64
@@ -73,15 +79,16 @@ class Video:
 
 
 def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | None = None) -> list[Score]:
-    """F1 at 5 % of the duration and its mean over 5 to 50 %, by the change of every encoder's features and by the error
-    of every model that predicts. Intervals resample videos.
+    """F1 at 5 % of the duration and its mean over 5 to 50 %, by the change of every encoder's features, by the error of
+    every model that predicts and by a trained head. Intervals resample videos.
 
     Raises:
       ConfigError, DataError: wrong settings, a wrong layout.
     """
     clip = clip_of(encoders, "boundaries")
     _check(cfg)
-    train, test = world_videos(clip, cfg) if cfg.data == "world" else read_annotated(cfg, clip)
+    read = {"kinetics": read_annotated, "world": world_videos, "behaviours": behaviour_videos}[cfg.data]
+    train, test = read(clip, cfg)
     rows: list[Score] = []
 
     def keep(found: Iterator[Score]) -> None:
@@ -90,16 +97,14 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
             if on_score:
                 on_score(row)
 
-    benchmark = "world, boundaries" if cfg.data == "world" else "kinetics_gebd"
+    benchmark = BENCHMARKS[cfg.data]
     for name, models in encoders.items():
-        for kind, signal in (("change", change_signal), ("error", error_signal)):
-            if kind == "error" and not all(hasattr(model, "predict") for model in models):
-                continue
+        by_model = [curves(model, train, test, clip, cfg, seed) for seed, model in enumerate(models)]
+        for kind in by_model[0]:
             found, notes = [], []
-            for model in models:
-                curves = [[signal(model, video.load(), clip, cfg) for video in part] for part in (train, test)]
-                prominence = choose(curves[0], train, clip, cfg)
-                found.append(_all_found(curves[1], test, clip, cfg, prominence))
+            for one in by_model:
+                prominence = choose(one[kind][0], train, clip, cfg)
+                found.append(_all_found(one[kind][1], test, clip, cfg, prominence))
                 notes.append(f"{prominence:g}")
             note = f"peaks stand out by {', '.join(notes)} deviations, chosen on training videos"
             keep(_rows(benchmark, f"by {kind}", name, found, test, note))
@@ -108,11 +113,61 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
     return rows
 
 
-def change_signal(model: Any, video: np.ndarray, clip: Clip, cfg: Config) -> np.ndarray:
-    """How much features change at the beginning of every time step: float64 [S], 0 at the first."""
+Curves = tuple[list[np.ndarray], list[np.ndarray]]  # of training and of test videos, float64 [S] each
+
+
+def curves(
+    model: Any, train: Sequence[Video], test: Sequence[Video], clip: Clip, cfg: Config, seed: int
+) -> dict[str, Curves]:
+    """The signals of all videos by the ways that a model has: "change", "error" where it predicts, "head"."""
+    errs = hasattr(model, "predict")
+    features, errors = [], []
+    for part in (train, test):
+        features.append([])
+        errors.append([])
+        for video in part:
+            frames = video.load()
+            features[-1].append(pooled_steps(model, frames, clip, cfg))
+            if errs:
+                errors[-1].append(error_signal(model, frames, clip, cfg))
+    found: dict[str, Curves] = {"change": tuple([change(steps, cfg.reach) for steps in part] for part in features)}
+    if errs:
+        found["error"] = tuple(errors)
+    if cfg.head:
+        found["head"] = head_curves(*features, train, clip, cfg, seed)
+    return found
+
+
+def pooled_steps(model: Any, video: np.ndarray, clip: Clip, cfg: Config) -> np.ndarray:
+    """Features of every time step, mean over its places, float32 [S, D]."""
     pool = lambda features: features.mean((2, 3))
     steps = step_features(model, video, clip.frames, clip.tubelet, cfg.batch_size, pool)
-    return change(steps[: max(len(video) // clip.tubelet, 1)], cfg.reach)
+    return steps[: max(len(video) // clip.tubelet, 1)]
+
+
+def head_curves(
+    train_features: list[np.ndarray],
+    test_features: list[np.ndarray],
+    train: Sequence[Video],
+    clip: Clip,
+    cfg: Config,
+    seed: int,
+) -> Curves:
+    """What a trained head says. Of training videos, a head that was trained on the others (two halves): what is chosen
+    by them would otherwise be chosen on what is known by heart."""
+    labels = []
+    for video, steps in zip(train, train_features, strict=True):
+        a = video.annotation
+        seconds = clip.tubelet / video.fps
+        labels.append(boundary_head.targets(a["substages_timestamps"], a["video_duration"], len(steps), seconds))
+    own: list[np.ndarray] = [np.zeros(0)] * len(train)
+    for half in (0, 1):
+        others = range(1 - half, len(train), 2) if len(train) > 1 else range(len(train))
+        head = boundary_head.train([train_features[i] for i in others], [labels[i] for i in others], cfg.reach, seed)
+        for i in range(half, len(train), 2):
+            own[i] = head(train_features[i])
+    head = boundary_head.train(train_features, labels, cfg.reach, seed)
+    return [np.round(curve, 6) for curve in own], [np.round(head(steps), 6) for steps in test_features]
 
 
 def change(steps_SD: np.ndarray, reach: int) -> np.ndarray:
@@ -184,12 +239,41 @@ def world_videos(clip: Clip, cfg: Config) -> tuple[list[Video], list[Video]]:
     return videos[: cfg.train], videos[cfg.train :]
 
 
-def read_annotated(cfg: Config, clip: Clip) -> tuple[list[Video], list[Video]]:
+def behaviour_videos(clip: Clip, cfg: Config) -> tuple[list[Video], list[Video]]:
+    """As `world_videos`, of one object over one background that does 2 to 2 (`parts` - 1) things one after the other,
+    never the same twice in a row, each for one to three clips of frames."""
+    spec, behaviours = worlds.travelling(clip), world_behaviours.BEHAVIOURS
+    rng = np.random.default_rng(13)
+    videos = []
+    for number in range(cfg.train + cfg.videos):
+        plan: list[tuple[str, int]] = []
+        for _ in range(rng.integers(2, 2 * cfg.parts - 1)):
+            others = [b for b in behaviours if not plan or b != plan[-1][0]]
+            plan.append((others[rng.integers(len(others))], int(rng.integers(clip.frames, 3 * clip.frames + 1))))
+        frames, _ = world_behaviours.render_behaviours(spec, 13, number, plan)
+        annotation = {
+            "f1_consis_avg": 1.0,
+            "video_duration": len(frames) / _WORLD_FPS,
+            "substages_timestamps": [[start / _WORLD_FPS for _, start, _ in world_behaviours.segments(plan)[1:]]],
+        }
+        videos.append(Video(f"world {number}", _WORLD_FPS, annotation, lambda frames=frames: frames))
+    return videos[: cfg.train], videos[cfg.train :]
+
+
+def _annotations(root: Path) -> dict[str, Any]:
+    """annotations.json, or the two pickles with "split" set by their names."""
+    if (root / "annotations.json").exists() or not (root / "val.pkl").exists():
+        return json.loads((root / "annotations.json").read_text())
+    parts = {split: plain_pickle.read(root / f"{split}.pkl") for split in ("train", "val")}
+    return {name: dict(one) | {"split": split} for split, part in parts.items() for name, one in part.items()}
+
+
+def read_annotated(clip: Clip, cfg: Config) -> tuple[list[Video], list[Video]]:
     """Training and validation videos of a folder laid out as LAYOUT says. Raises DataError."""
     root, layout = Path(cfg.path), LAYOUT.format(path=cfg.path)
     file = root / "annotations.json"
     try:
-        annotations = json.loads(file.read_text())
+        annotations = _annotations(root)
         parts: dict[str, list[Video]] = {"train": [], "val": []}
         for name, one in annotations.items():
             raters = [[float(t) for t in rater] for rater in one["substages_timestamps"]]
@@ -198,8 +282,10 @@ def read_annotated(cfg: Config, clip: Clip) -> tuple[list[Video], list[Video]]:
             load = lambda path=path: read_frames(path, clip.size, cfg.frame_step)
             facts["substages_timestamps"] = raters
             parts[one["split"]].append(Video(name, float(one["fps"]) / cfg.frame_step, facts, load))
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist: expected {layout}") from None
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} does not exist: expected {layout}") from None
+    except DataError as error:
+        raise DataError(f"{root}: {error}: expected {layout}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} cannot be read ({error!r}): expected {layout}") from None
     for name, videos in parts.items():
@@ -240,8 +326,8 @@ def _rows(
 
 
 def _check(cfg: Config) -> None:
-    if cfg.data not in ("kinetics", "world"):
-        raise ConfigError(f"boundaries.data={cfg.data!r} is not one of kinetics, world")
+    if cfg.data not in BENCHMARKS:
+        raise ConfigError(f"boundaries.data={cfg.data!r} is not one of {', '.join(BENCHMARKS)}")
     if cfg.data == "kinetics" and not cfg.path:
         raise ConfigError(f"boundaries.path is empty: give a folder with {LAYOUT.format(path='PATH')}")
     least = {key: getattr(cfg, key) for key in ("frame_step", "reach", "train", "videos", "batch_size")}
