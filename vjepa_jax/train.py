@@ -271,6 +271,7 @@ def train(
                     finish()  # a state that is saved is known to be finite
                     save(step)
                 if _due(step, run.log.images_every_steps, run):
+                    finish()  # nobody waits for pictures to see the first loss
                     with log.spend("pictures"):
                         params = fetch_model(step, "drawing")
                         if is_main:
