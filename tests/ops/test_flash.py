@@ -7,19 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vjepa_jax.config import MeshConfig
 from vjepa_jax.ops import attention, flash
+from vjepa_jax.parallel import partitioning
 
 ON_GPU = jax.default_backend() == "gpu"
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 
-def results(implementation, dtype, queries, keys, heads, size, scale=1.0):
+def results(implementation, dtype, queries, keys, heads, size, scale=1.0, segments=()):
     seeds = jax.random.split(jax.random.key(queries + keys), 4)
     draw = lambda seed, count: jax.random.normal(seed, (2, count, heads, size), jnp.float32).astype(jnp.bfloat16)
     q, k, v, weight = (draw(*pair) for pair in zip(seeds, (queries, keys, keys, queries), strict=True))
 
     def loss(q, k, v):
-        y = attention.attention(q * scale, k, v, implementation=implementation)
+        y = attention.attention(q * scale, k, v, implementation=implementation, segments=segments)
         return (y.astype(jnp.float32) * weight).sum(), y
 
     arrays = [x.astype(dtype) for x in (q, k, v)]
@@ -36,6 +38,17 @@ def test_float32_agrees_with_xla(queries, keys, size):
     ours = results("triton", jnp.float32, queries, keys, 3, size)
     for got, want in zip(ours, results("xla", jnp.float32, queries, keys, 3, size), strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5, rtol=1e-4)
+
+
+# of two sequences the first ends in the middle of a block, and in the second case at its end
+@pytest.mark.parametrize("segments", [((72, 72), (20, 40)), ((64, 128), (9, 9), (64, 1))])
+def test_sequences_side_by_side_do_not_see_one_another(segments):
+    """Outputs and gradients, against XLA on one sequence after the other."""
+    queries, keys = map(sum, zip(*segments, strict=True))
+    dtype, tolerance = (jnp.bfloat16, 3e-2) if ON_GPU else (jnp.float32, 1e-4)
+    ours, oracle = (results(kernel, dtype, queries, keys, 2, 64, segments=segments) for kernel in ("triton", "xla"))
+    for got, want in zip(ours, oracle, strict=True):
+        np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
 
 
 @pytest.mark.parametrize("queries, keys", [(72, 72), (1584, 1584), (528, 656)])
@@ -66,11 +79,40 @@ def test_masks_and_other_heads_give_way(monkeypatch):
     attend(q[..., :24], q[..., :24], q[..., :24])
 
 
-def test_a_gpu_takes_it_for_small_heads(monkeypatch):
+def test_sequences_side_by_side_are_one_call(monkeypatch):
+    calls, real = [], flash.flash_attention
+    monkeypatch.setattr(flash, "flash_attention", lambda *args: calls.append(args[3]) or real(*args))
+    q = jnp.ones((1, 12, 2, 16), jnp.bfloat16)
+    segments = ((8, 8), (4, 4))
+    attend = functools.partial(attention.attention, q, q, q, implementation="triton", segments=segments)
+    attend()
+    assert calls == [segments]
+    attend(valid_BM=jnp.ones((1, 12), bool))  # one after the other, by another kernel
+    assert calls == [segments]
+    monkeypatch.setattr(attention, "cuts_sequences", lambda: True)  # devices hold parts of both
+    attend()
+    assert calls[1:] == [(), ()]
+
+
+def test_devices_take_their_own_share_of_both_sequences(monkeypatch):
+    """Rows over fsdp and heads over tensor; a row that these do not divide goes to XLA, sequence by sequence."""
+    calls, real = [], flash.flash_attention
+    monkeypatch.setattr(flash, "flash_attention", lambda *args: calls.append(args[0].shape) or real(*args))
+    q = jax.random.normal(jax.random.key(0), (4, 24, 2, 16))
+    attend = lambda kernel, q: attention.attention(q, q, q, implementation=kernel, segments=((16, 16), (8, 8)))
+    with partitioning.on_mesh(partitioning.make_mesh(MeshConfig(fsdp=4, tensor=2))):
+        divided = [jax.jit(functools.partial(attend, "triton"))(q[:rows]) for rows in (4, 1)]
+    assert calls == [(1, 24, 1, 16)]
+    for got, rows in zip(divided, (4, 1), strict=True):
+        np.testing.assert_allclose(got, attend("xla", q[:rows]), atol=2e-6)
+
+
+def test_a_gpu_takes_it_for_small_heads_and_short_sequences(monkeypatch):
     monkeypatch.setattr(attention, "platform", lambda: "gpu")
-    assert [attention.resolve("auto", jnp.bfloat16, size) for size in (16, 24, 32, 64)] == [
+    assert [attention.resolve("auto", jnp.bfloat16, size, 2048) for size in (16, 24, 32, 64)] == [
         *("triton", "cudnn", "triton", "cudnn")
     ]
-    assert attention.resolve("auto", jnp.float32, 32) == "xla"
+    assert attention.resolve("auto", jnp.bfloat16, 64, 528) == "triton"
+    assert attention.resolve("auto", jnp.float32, 32, 2048) == "xla"
     monkeypatch.setattr(flash, "available", lambda: False)
-    assert attention.resolve("auto", jnp.bfloat16, 32) == "cudnn"
+    assert attention.resolve("auto", jnp.bfloat16, 32, 2048) == "cudnn"

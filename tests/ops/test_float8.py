@@ -7,12 +7,16 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from scipy.stats import norm
 
-from vjepa_jax.config import ConfigError, from_config_dict
+from vjepa_jax.config import ConfigError, MeshConfig, from_config_dict
 from vjepa_jax.models.vit import Encoder
 from vjepa_jax.objectives.vjepa2 import VJEPA2
+from vjepa_jax.ops import attention, flash, float8
 from vjepa_jax.ops.float8 import float8_dot_general
+from vjepa_jax.parallel import partitioning
 
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 MODEL = {
     "variant": "vit_micro",
     "patch_size": 4,
@@ -50,6 +54,52 @@ def test_small_kernels_keep_their_precision():
 def test_one_kernel_for_the_whole_batch():
     with pytest.raises(ValueError, match="one kernel for the whole batch"):
         float8_dot_general(jnp.ones((2, 3, 4)), jnp.ones((2, 4, 5)), (((2,), (1,)), ((0,), (0,))))
+
+
+# blocks of several sizes, and a width that none divides
+@pytest.mark.parametrize("rows, columns", [((2, 6), 256), ((1, 3), 384), ((2, 2), 2048), ((1, 2), 100)])
+def test_gelu_in_one_pass(rows, columns):
+    """Against the error function, rounded by numpy; the kernel is interpreted where there is no GPU."""
+    rng = np.random.default_rng(2)
+    product = (40.0 * rng.normal(size=(*rows, columns))).astype(ml_dtypes.bfloat16)
+    product[0, 0, :2] = 3e4, -3e4  # beyond the largest value
+    bias, scale = rng.normal(size=columns).astype(np.float32), np.float32(0.05)
+    interpret = jax.default_backend() != "gpu"
+    got = float8.gelu_kernel(jnp.asarray(product), jnp.asarray(scale), jnp.asarray(bias), interpret)
+    assert got.dtype == float8.E4M3
+    x = product.astype(np.float64) * scale + bias
+    want = np.clip(x * norm.cdf(x), -448, 448)
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=1 / 16 + 1e-3, atol=2**-10 + 1e-5)
+
+
+def test_the_layer_before_a_gelu_is_that_of_other_dtypes():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 16))
+    kernel, bias = 0.3 * jax.random.normal(jax.random.key(1), (16, 128)), jnp.linspace(-1.0, 1.0, 128)
+    got = np.asarray(float8.float8_gelu_dot(x, kernel, bias), np.float32)
+    want = jax.nn.gelu(float8_dot_general(x, kernel, (((2,), (0,)), ((), ()))) + bias, approximate=False)
+    np.testing.assert_allclose(got, want, rtol=1 / 16 + 1e-3, atol=2**-10 + 1e-5)
+    values = jnp.asarray(got)
+    whole = [float8_dot_general(values, kernel.T, (((2,), (0,)), ((), ())), is_rounded=r) for r in (False, True)]
+    np.testing.assert_array_equal(*whole)
+
+
+def test_devices_do_their_own_share_in_one_pass(monkeypatch):
+    """Batch over fsdp and channels over tensor; what these do not divide goes to XLA."""
+    shares = []
+    kernel = lambda *shards: shares.append([x.shape for x in shards]) or float8._gelu(*shards)
+    monkeypatch.setattr(float8, "gelu_kernel", kernel)
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(flash, "available", lambda: True)
+    x = jax.random.normal(jax.random.key(0), (4, 4, 16))
+    weights = 0.3 * jax.random.normal(jax.random.key(1), (16, 128)), jnp.linspace(-1.0, 1.0, 128)
+    whole = [float8.float8_gelu_dot(x[:rows], *weights) for rows in (4, 1)]
+    assert shares.pop(0) == [(4, 4, 128), (), (128,)]
+    shares.clear()
+    with partitioning.on_mesh(partitioning.make_mesh(MeshConfig(fsdp=4, tensor=2))):
+        divided = [jax.jit(float8.float8_gelu_dot)(x[:rows], *weights) for rows in (4, 1)]
+    assert shares == [[(1, 4, 64), (), (64,)]]
+    for got, want in zip(divided, whole, strict=True):
+        np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
 
 
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])

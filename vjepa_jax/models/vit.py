@@ -21,18 +21,17 @@ import numpy as np
 from vjepa_jax.config import ConfigError, ModelConfig
 from vjepa_jax.models.variants import ViTSize, encoder_size
 from vjepa_jax.ops.attention import FORWARD_KERNELS, attention
-from vjepa_jax.ops.float8 import float8_dot_general
+from vjepa_jax.ops.float8 import float8_dot_general, float8_gelu_dot
 from vjepa_jax.ops.gelu import gelu
 from vjepa_jax.ops.losses import layer_norm
 from vjepa_jax.ops.norms import layer_norm_affine
 from vjepa_jax.ops.rope import Grid, append_unrotated, apply_rope, rope_tables, sincos_table
-from vjepa_jax.ops.tokens import all_ids, join_tokens, split_tokens
+from vjepa_jax.ops.tokens import Segments, all_ids, join_tokens, split_tokens
 
 EPS = 1e-6  # of every LayerNorm of encoder and predictor
 IMAGE, VIDEO = 0, 1  # rows of the modality embeddings
 Rope = tuple[jax.Array, jax.Array]
 TOKENS = ("batch", "token", None)  # logical axes of activations [B, N, D]
-Segments = tuple[tuple[int, int], ...]  # (queries, keys) of sequences that lie side by side; (): there is one
 
 weight_init = nn.initializers.normal(0.02)
 modality_init = nn.initializers.normal(1e-6)
@@ -104,24 +103,41 @@ class Block(nn.Module):
         """x + the output projection of attention."""
         if q_rope is not None:
             q_BNHK, k_BMHK = apply_rope(q_BNHK, *q_rope), apply_rope(k_BMHK, *k_rope)
-        queries, keys = zip(*self.segments or [(q_BNHK.shape[1], k_BMHK.shape[1])], strict=True)
-        parts = [split_tokens(q_BNHK, queries), *(split_tokens(x, keys) for x in (k_BMHK, v_BMHK, valid_BM))]
-        attend = functools.partial(attention, mask_NM=mask_NM, implementation=self.attention)
-        y_BNHK = join_tokens([attend(q, k, v, valid_BM=valid) for q, k, v, valid in zip(*parts, strict=True)])
+        options = {"valid_BM": valid_BM, "mask_NM": mask_NM, "segments": self.segments}
+        y_BNHK = attention(q_BNHK, k_BMHK, v_BMHK, implementation=self.attention, **options)
         y_BND = self.dense(features=self.size.embed_dim, axis=(-2, -1), name="proj")(y_BNHK)
         return nn.with_logical_constraint(x_BND + y_BND, TOKENS)
 
     def mlp(self, x_BND):
         """x + MLP(LN(x)): fc2(gelu(fc1 x)), or fc3(silu(fc1 x) * fc2 x) for SwiGLU, named as published."""
-        normed = self.norm(name="norm2")(x_BND)
+        normed, last = self.norm(name="norm2")(x_BND), self.normed_dense
+        if self.float8 and self.gelu == "erf" and not self.size.swiglu:
+            hidden = Float8Hidden(self.size.mlp_dim, name="fc1")(normed)
+            last = functools.partial(self.dense, dot_general=functools.partial(float8_dot_general, is_rounded=True))
+        else:
+            hidden = self.hidden(normed)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "token", "mlp"))
+        x_BND = x_BND + last(features=self.size.embed_dim, name=f"fc{self.size.mlp_linears}")(hidden)
+        return nn.with_logical_constraint(x_BND, TOKENS)
+
+    def hidden(self, normed):
+        """What the last product of the MLP takes."""
         hidden = self.normed_dense(features=self.size.mlp_dim, name="fc1")(normed)
         if self.size.swiglu:
-            hidden = nn.silu(hidden) * self.normed_dense(features=self.size.mlp_dim, name="fc2")(normed)
-        else:
-            hidden = gelu(hidden, self.gelu)
-        hidden = nn.with_logical_constraint(hidden, ("batch", "token", "mlp"))
-        x_BND = x_BND + self.normed_dense(features=self.size.embed_dim, name=f"fc{self.size.mlp_linears}")(hidden)
-        return nn.with_logical_constraint(x_BND, TOKENS)
+            return nn.silu(hidden) * self.normed_dense(features=self.size.mlp_dim, name="fc2")(normed)
+        return gelu(hidden, self.gelu)
+
+
+class Float8Hidden(nn.Module):
+    """GELU of a dense layer as float8 (ops.float8), with the parameters "kernel" and "bias" of that layer."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x_BND):
+        kernel_DF = self.param("kernel", weight_init, (x_BND.shape[-1], self.features), jnp.float32)
+        bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return float8_gelu_dot(x_BND, kernel_DF, bias_F)
 
 
 class CrossBlock(Block):

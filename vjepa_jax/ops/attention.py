@@ -6,6 +6,7 @@ and values of its heads. Attention is not causal, so that all shares cost the sa
 Shape suffixes: B batch, N query tokens, M key tokens, H heads, K head size.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vjepa_jax.ops import flash
+from vjepa_jax.ops.tokens import Segments, cuts_sequences, join_tokens, split_tokens
 
 IMPLEMENTATIONS = ("xla", "cudnn", "triton", "splash")
 SPLASH_LANES, SPLASH_BLOCKS = 128, (384, 512, 640)  # sizes of its blocks: multiples of the one
@@ -23,14 +25,14 @@ QUERIES = ("batch", "token", "heads", None)  # logical axes of queries and outpu
 KEYS = ("batch", None, "heads", None)  # of keys and values
 
 
-def resolve(implementation: str, dtype: jnp.dtype, head_dim: int) -> str:
-    """The kernel that "auto" stands for: on NVIDIA ours (ops.flash) for small heads, else cuDNN; on TPU splash;
-    for 16-bit inputs of a head size that these take; else XLA."""
+def resolve(implementation: str, dtype: jnp.dtype, head_dim: int, tokens: int) -> str:
+    """The kernel that "auto" stands for: on NVIDIA ours (ops.flash) for small heads and sequences of few `tokens`, else
+    cuDNN; on TPU splash; for 16-bit inputs of a head size that these take; else XLA."""
     if implementation != "auto":
         return implementation
     sixteen_bit = dtype in (jnp.bfloat16, jnp.float16)
     fits = head_dim % 8 == 0 and head_dim <= 128
-    gpu = "triton" if head_dim in flash.HEAD_DIMS and flash.available() else "cudnn"
+    gpu = "triton" if flash.takes(head_dim, tokens) else "cudnn"
     return {"gpu": gpu, "tpu": "splash"}.get(platform(), "xla") if sixteen_bit and fits else "xla"
 
 
@@ -48,6 +50,7 @@ def attention(
     valid_BM: jax.Array | None = None,
     mask_NM: jax.Array | None = None,
     implementation: str = "auto",
+    segments: Segments = (),
 ) -> jax.Array:
     """Softmax attention of every query to every key that it may see, scale K**-0.5.
 
@@ -55,21 +58,27 @@ def attention(
       q_BNHK, k_BMHK, v_BMHK: queries, keys and values, one dtype.
       valid_BM: bool; keys that may be attended to (False for padding). None: all.
       mask_NM: bool; which query may attend to which key, the same for all rows and heads. None: all to all.
-      implementation: auto, xla (any device, and the oracle), cudnn (NVIDIA, 16-bit), triton (NVIDIA, heads of 16 and
-        32), splash (TPU). The last two are interpreted elsewhere, slowly. With a mask_NM, and for fewer than 128
+      implementation: auto, xla (any device, and the oracle), cudnn (NVIDIA, 16-bit), triton (NVIDIA, heads of 16, 32
+        and 64), splash (TPU). The last two are interpreted elsewhere, slowly. With a mask_NM, and for fewer than 128
         queries or keys, splash gives way to xla; with either mask, or other heads, triton to cudnn, or elsewhere xla.
+      segments: queries and keys of every sequence, where several lie side by side; each attends to itself alone.
 
     Returns:
       [B, N, H, K] in the dtype of q; the softmax is taken in float32.
     """
-    kernel = resolve(implementation, q_BNHK.dtype, q_BNHK.shape[-1])
+    longest = max(max(counts) for counts in segments or [(q_BNHK.shape[1], k_BMHK.shape[1])])
+    kernel = resolve(implementation, q_BNHK.dtype, q_BNHK.shape[-1], longest)
+    if len(segments) > 1 and (kernel != "triton" or cuts_sequences() or not _plain(q_BNHK, valid_BM, mask_NM)):
+        alone = functools.partial(attention, implementation=kernel)
+        call = lambda q, k, v, valid, mask: alone(q, k, v, valid_BM=valid, mask_NM=mask)
+        return _each(call, segments, q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM)
     q_BNHK = nn.with_logical_constraint(q_BNHK, QUERIES)
     k_BMHK, v_BMHK = (nn.with_logical_constraint(x, KEYS) for x in (k_BMHK, v_BMHK))
     if kernel == "xla":
         return nn.with_logical_constraint(_xla(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM), QUERIES)
     if kernel not in _KERNELS:
         raise ValueError(f"attention={implementation!r} is not one of auto, {', '.join(IMPLEMENTATIONS)}")
-    return _on_shards(_KERNELS[kernel], q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM)
+    return _on_shards(_KERNELS[kernel], segments, q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM)
 
 
 def block_causal_mask(num_blocks: int, block_size: int) -> jax.Array:
@@ -87,21 +96,33 @@ def _allowed(valid_BM, mask_NM) -> jax.Array | None:
     return mask_NM[None, None] if valid is None else valid & mask_NM
 
 
-def _on_shards(kernel: Callable[..., jax.Array], q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM) -> jax.Array:
+def _each(call: Callable[..., jax.Array], segments: Segments, q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM) -> jax.Array:
+    """`call`, one sequence after the other."""
+    queries, keys = zip(*segments, strict=True)
+    parts = zip(
+        split_tokens(q_BNHK, queries), *(split_tokens(x, keys) for x in (k_BMHK, v_BMHK, valid_BM)), strict=True
+    )
+    return join_tokens([call(*part, mask_NM) for part in parts])
+
+
+def _on_shards(
+    kernel: Callable[..., jax.Array], segments: Segments, q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM
+) -> jax.Array:
     """`kernel`, which XLA cannot divide, on every device's own share of batch, queries and heads.
 
     What the mesh does not divide evenly (the two tokens with which parameters are made) goes to XLA.
     """
     arrays, mesh = (q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM), jax.sharding.get_abstract_mesh()
+    own = functools.partial(kernel, segments=segments) if segments else kernel
     if mesh.size <= 1:
-        return kernel(*arrays)
+        return own(*arrays)
     queries, keys = nn.logical_to_mesh_axes(QUERIES), nn.logical_to_mesh_axes(KEYS)
     try:
         NamedSharding(mesh, queries).shard_shape(q_BNHK.shape)
     except ValueError:
-        return _xla(*arrays)
+        return _each(_xla, segments, *arrays) if segments else _xla(*arrays)
     specs = (queries, keys, keys, PartitionSpec(queries[0]), PartitionSpec(queries[1]))
-    return jax.shard_map(kernel, in_specs=specs, out_specs=queries, check_vma=False)(*arrays)
+    return jax.shard_map(own, in_specs=specs, out_specs=queries, check_vma=False)(*arrays)
 
 
 def _cudnn(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
@@ -111,11 +132,16 @@ def _cudnn(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
     return jax.nn.dot_product_attention(q_BNHK, k_BMHK, v_BMHK, mask=allowed, implementation="cudnn")
 
 
-def _triton(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
-    if valid_BM is None and mask_NM is None and q_BNHK.shape[-1] in flash.HEAD_DIMS:
-        return flash.flash_attention(q_BNHK, k_BMHK, v_BMHK, platform() != "gpu")
+def _triton(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM, segments=()):
+    if _plain(q_BNHK, valid_BM, mask_NM):
+        return flash.flash_attention(q_BNHK, k_BMHK, v_BMHK, segments, platform() != "gpu")
     other = _cudnn if platform() == "gpu" else _xla
     return other(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM)
+
+
+def _plain(q_BNHK, valid_BM, mask_NM) -> bool:
+    """Whether our kernel can: it has no masks and few head sizes."""
+    return valid_BM is None and mask_NM is None and q_BNHK.shape[-1] in flash.HEAD_DIMS
 
 
 def _xla(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):

@@ -1,8 +1,10 @@
-"""Attention for heads of 16 or 32 on NVIDIA GPUs: a Pallas kernel (Triton) that never holds queries x keys
-(FlashAttention-2, arXiv 2307.08691).
+"""Attention for small heads or short sequences on NVIDIA GPUs: a Pallas kernel (Triton) that never holds queries x keys
+(FlashAttention-2, arXiv 2307.08691), of one sequence or of several that lie side by side.
 
-cuDNN pads such heads to 64. Measured on an H100 at [24, 1584, 12, 32], forward and backward: 1.40 ms, cuDNN 1.84. For
-heads of 64 cuDNN is faster.
+cuDNN pads heads of less than 64, and takes as long for 128 tokens as for several hundred. Measured on an H100, forward
+and backward: 1,584 and 1,568 tokens side by side, 24 rows, 12 heads of 32, 2.67 ms, cuDNN one after the other 3.80; 528
+and 128 tokens, 16 heads of 64, .48 ms, cuDNN .70. Of 1,056 tokens with heads of 64, 8 rows, .45 ms, cuDNN .50; of 2,112
+tokens 1.47 ms, cuDNN 1.40.
 
 Shape suffixes: B batch, N queries, M keys, H heads, K head size.
 """
@@ -17,7 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-HEAD_DIMS = (16, 32)
+from vjepa_jax.ops.tokens import Segments
+
+HEAD_DIMS = (16, 32, 64)
+SHORT = 1100  # tokens: up to so many, heads of 64 are faster here than in cuDNN
 _LOG2E = math.log2(math.e)  # exponentials are powers of two: the hardware has those
 _NEVER = -1e30  # the score of a key that is not there
 _UNSEEN = 1e30  # the log-sum of a query that is not there: its weights are 2 ** -1e30 = 0
@@ -43,32 +48,39 @@ def available() -> bool:
     return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def flash_attention(q_BNHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, interpret: bool = False) -> jax.Array:
-    """Softmax attention of every query to every key, scale K**-0.5: [B, N, H, K] in the dtype of q.
+def takes(head_dim: int, tokens: int) -> bool:
+    """Whether this is the fastest kernel for sequences of up to `tokens`."""
+    return head_dim in HEAD_DIMS and available() and (head_dim < 64 or tokens <= SHORT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def flash_attention(
+    q_BNHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, segments: Segments = (), interpret: bool = False
+) -> jax.Array:
+    """Softmax attention of every query to every key of its sequence, scale K**-0.5: [B, N, H, K] in the dtype of q.
 
     Args:
-      q_BNHK, k_BMHK, v_BMHK: one dtype, K 16 or 32; any number of tokens.
+      q_BNHK, k_BMHK, v_BMHK: one dtype, K one of HEAD_DIMS; any number of tokens.
+      segments: queries and keys of every sequence, which sum up to N and M; (): one sequence.
       interpret: run without a GPU, slowly.
     """
-    return _forward(q_BNHK, k_BMHK, v_BMHK, interpret)[0]
+    return _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret)[0]
 
 
-def _forward(q_BNHK, k_BMHK, v_BMHK, interpret):
+def _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret):
     batch, queries, heads, _ = q_BNHK.shape
     log_sums = jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32)
-    out, log_sum_BHN = _call(
-        _forward_kernel, FORWARD, "queries", (q_BNHK, k_BMHK, v_BMHK), (_like(q_BNHK), log_sums), interpret
-    )
+    outputs = _like(q_BNHK), log_sums
+    out, log_sum_BHN = _call(_forward_kernel, FORWARD, 0, (q_BNHK, k_BMHK, v_BMHK), outputs, segments, interpret)
     return out, (q_BNHK, k_BMHK, v_BMHK, out, log_sum_BHN)
 
 
-def _backward(interpret, kept, dy_BNHK):
+def _backward(segments, interpret, kept, dy_BNHK):
     q_BNHK, k_BMHK, v_BMHK, out, log_sum_BHN = kept
     wide = out.astype(jnp.float32) * dy_BNHK.astype(jnp.float32)
     inputs = (q_BNHK, k_BMHK, v_BMHK, dy_BNHK, log_sum_BHN, wide.sum(-1).swapaxes(1, 2))
-    dk, dv = _call(_keys_kernel, KEYS_BACKWARD, "keys", inputs, (_like(k_BMHK), _like(v_BMHK)), interpret)
-    (dq,) = _call(_queries_kernel, QUERIES_BACKWARD, "queries", inputs, (_like(q_BNHK),), interpret)
+    dk, dv = _call(_keys_kernel, KEYS_BACKWARD, 1, inputs, (_like(k_BMHK), _like(v_BMHK)), segments, interpret)
+    (dq,) = _call(_queries_kernel, QUERIES_BACKWARD, 0, inputs, (_like(q_BNHK),), segments, interpret)
     return dq, dk, dv
 
 
@@ -79,22 +91,40 @@ def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _call(kernel: Any, blocks: Blocks, over: str, inputs: tuple, outputs: tuple, interpret: bool) -> list[jax.Array]:
-    """One program for every block of queries or of keys, row and head; each sees all tokens of its row and head."""
+def _call(
+    kernel: Any, blocks: Blocks, over: int, inputs: tuple, outputs: tuple, segments: Segments, interpret: bool
+) -> list[jax.Array]:
+    """One program for every block of queries (over 0) or of keys (over 1) of a sequence, row and head; each sees all
+    tokens of its row and head."""
     from jax.experimental import pallas as pl  # only where it is used: experimental, and slow to import
     from jax.experimental.pallas import triton
 
     (batch, queries, heads, head_dim), keys = inputs[0].shape, inputs[1].shape[1]
+    segments = segments or ((queries, keys),)
+    starts = [tuple(sum(counts[:i]) for counts in zip(*segments, strict=True)) for i in range(len(segments))]
+    size = (blocks.queries, blocks.keys)[over]
+    programs = [pl.cdiv(counts[over], size) for counts in segments]
 
     def spec(x):
         if x.ndim == 3:
             return pl.BlockSpec((None, None, x.shape[2]), lambda i, b, h: (b, h, 0))
         return pl.BlockSpec((None, x.shape[1], None, head_dim), lambda i, b, h: (b, 0, h, 0))
 
-    programs = pl.cdiv(queries, blocks.queries) if over == "queries" else pl.cdiv(keys, blocks.keys)
+    def body(*refs):
+        block = pl.program_id(0)
+        for i, (start, counts) in enumerate(zip(starts, segments, strict=True)):
+            first, last = sum(programs[:i]), sum(programs[: i + 1])
+            # starts that are not static: a block beyond the end would be refused
+            tokens = [_Tokens(pl, triton, block * 0 + at, n) for at, n in zip(start, counts, strict=True)]
+            work = functools.partial(kernel, block - first, *tokens, blocks, *refs)
+            if len(segments) == 1:
+                work()
+            else:
+                pl.when((block >= first) & (block < last))(work)
+
     return pl.pallas_call(
-        functools.partial(kernel, pl=pl, triton=triton, blocks=blocks, queries=queries, keys=keys),
-        grid=(programs, batch, heads),
+        body,
+        grid=(sum(programs), batch, heads),
         in_specs=[spec(x) for x in inputs],
         out_specs=[spec(x) for x in outputs],
         out_shape=list(outputs),
@@ -105,20 +135,39 @@ def _call(kernel: Any, blocks: Blocks, over: str, inputs: tuple, outputs: tuple,
 
 
 @dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """The queries, or the keys, of one sequence: `count` rows of a reference from `start` on."""
+
+    pl: Any
+    triton: Any
+    start: Any
+    count: int
+
+    def tile(self, block: Any, size: int, inside: bool) -> "_Tile":
+        return _Tile(self.pl, self.triton, self.start + block * size, size, self.start + self.count, inside)
+
+    def loop(self, body: Any, carry: Any, size: int) -> Any:
+        """body(tile, carry) for all tiles; only the last one may reach beyond the end."""
+        whole, rest = divmod(self.count, size)
+        carry = lax.fori_loop(0, whole, lambda block, carry: body(self.tile(block, size, True), carry), carry)
+        return body(self.tile(whole, size, False), carry) if rest else carry
+
+
+@dataclasses.dataclass(frozen=True)
 class _Tile:
-    """`size` rows of a reference from `start` on. Rows from `total` on are read as `other` and not written; `inside`
+    """`size` rows of a reference from `start` on. Rows from `end` on are read as `other` and not written; `inside`
     says that there are none."""
 
     pl: Any
     triton: Any
     start: Any
     size: int
-    total: int
-    inside: bool = False
+    end: Any
+    inside: bool
 
     @property
     def there(self) -> jax.Array:
-        return self.start + jnp.arange(self.size) < self.total
+        return self.start + jnp.arange(self.size) < self.end
 
     def _at(self, ref):
         rows = self.pl.ds(self.start, self.size)
@@ -133,81 +182,66 @@ class _Tile:
         self.triton.store(at, values.astype(ref.dtype), mask=there)
 
 
-def _loop(pl, body: Any, carry: Any, size: int, total: int) -> Any:
-    """body(block, carry, inside) for all blocks; only the last one may reach beyond the end."""
-    carry = lax.fori_loop(0, total // size, lambda block, carry: body(block, carry, True), carry)
-    if total % size:  # a start that is not static: one beyond the end would be refused
-        carry = body(pl.program_id(0) * 0 + total // size, carry, False)
-    return carry
-
-
 def _scaled(x, scale: float):
     return (x.astype(jnp.float32) * scale).astype(x.dtype)
 
 
-def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_sum_ref, *, pl, triton, blocks, queries, keys):
+def _forward_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, out_ref, log_sum_ref):
     """The weighted values of one block of queries, and the base-2 logarithm of their sum of weights."""
-    tile = functools.partial(_Tile, pl, triton)
-    rows = tile(pl.program_id(0) * blocks.queries, blocks.queries, queries, queries % blocks.queries == 0)
+    rows, dot = queries.tile(block, blocks.queries, queries.count % blocks.queries == 0), queries.triton.dot
     q = _scaled(rows.load(q_ref), _LOG2E * q_ref.shape[-1] ** -0.5)
 
-    def body(block, carry, inside):
+    def body(columns, carry):
         total, largest, weight = carry
-        columns = tile(block * blocks.keys, blocks.keys, keys, inside)
-        scores = triton.dot(q, columns.load(k_ref).T)
-        if not inside:
+        scores = dot(q, columns.load(k_ref).T)
+        if not columns.inside:
             scores = jnp.where(columns.there[None, :], scores, _NEVER)
         now = jnp.maximum(largest, scores.max(-1))
         shrink, weights = jnp.exp2(largest - now), jnp.exp2(scores - now[:, None])
         v = columns.load(v_ref)
-        total = total * shrink[:, None] + triton.dot(weights.astype(v.dtype), v)
+        total = total * shrink[:, None] + dot(weights.astype(v.dtype), v)
         return total, now, weight * shrink + weights.sum(-1)
 
     start = jnp.zeros(q.shape, jnp.float32), jnp.full(len(q), _NEVER, jnp.float32), jnp.zeros(len(q), jnp.float32)
-    total, largest, weight = _loop(pl, body, start, blocks.keys, keys)
+    total, largest, weight = keys.loop(body, start, blocks.keys)
     rows.store(out_ref, total / weight[:, None])
     rows.store(log_sum_ref, largest + jnp.log2(weight))
 
 
-def _keys_kernel(
-    q_ref, k_ref, v_ref, dy_ref, log_sum_ref, mean_ref, dk_ref, dv_ref, *, pl, triton, blocks, queries, keys
-):
+def _keys_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, log_sum_ref, mean_ref, dk_ref, dv_ref):
     """The gradients of one block of keys and values. `mean_ref`: the sum of output times its gradient."""
-    tile, scale = functools.partial(_Tile, pl, triton), q_ref.shape[-1] ** -0.5
-    columns = tile(pl.program_id(0) * blocks.keys, blocks.keys, keys, keys % blocks.keys == 0)
-    k, v = columns.load(k_ref), columns.load(v_ref)
+    columns, dot = keys.tile(block, blocks.keys, keys.count % blocks.keys == 0), keys.triton.dot
+    k, v, scale = columns.load(k_ref), columns.load(v_ref), q_ref.shape[-1] ** -0.5
     k_log2 = _scaled(k, _LOG2E * scale)
 
-    def body(block, carry, inside):
+    def body(rows, carry):
         dk, dv = carry
-        rows = tile(block * blocks.queries, blocks.queries, queries, inside)
         q, dy = rows.load(q_ref), rows.load(dy_ref)
-        weights = jnp.exp2(triton.dot(k_log2, q.T) - rows.load(log_sum_ref, _UNSEEN)[None, :])  # keys x queries
-        dv = dv + triton.dot(weights.astype(dy.dtype), dy)
-        d_scores = weights * (triton.dot(v, dy.T) - rows.load(mean_ref)[None, :])
-        return dk + triton.dot(d_scores.astype(q.dtype), q), dv
+        weights = jnp.exp2(dot(k_log2, q.T) - rows.load(log_sum_ref, _UNSEEN)[None, :])  # keys x queries
+        dv = dv + dot(weights.astype(dy.dtype), dy)
+        d_scores = weights * (dot(v, dy.T) - rows.load(mean_ref)[None, :])
+        return dk + dot(d_scores.astype(q.dtype), q), dv
 
     zeros = jnp.zeros(k.shape, jnp.float32)
-    dk, dv = _loop(pl, body, (zeros, zeros), blocks.queries, queries)
+    dk, dv = queries.loop(body, (zeros, zeros), blocks.queries)
     columns.store(dk_ref, dk * scale)
     columns.store(dv_ref, dv)
 
 
-def _queries_kernel(q_ref, k_ref, v_ref, dy_ref, log_sum_ref, mean_ref, dq_ref, *, pl, triton, blocks, queries, keys):
+def _queries_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, log_sum_ref, mean_ref, dq_ref):
     """The gradient of one block of queries."""
-    tile, scale = functools.partial(_Tile, pl, triton), q_ref.shape[-1] ** -0.5
-    rows = tile(pl.program_id(0) * blocks.queries, blocks.queries, queries, queries % blocks.queries == 0)
+    rows, dot = queries.tile(block, blocks.queries, queries.count % blocks.queries == 0), queries.triton.dot
+    scale = q_ref.shape[-1] ** -0.5
     q, dy = _scaled(rows.load(q_ref), _LOG2E * scale), rows.load(dy_ref)
     log_sum, mean = rows.load(log_sum_ref, _UNSEEN), rows.load(mean_ref)
 
-    def body(block, dq, inside):
-        columns = tile(block * blocks.keys, blocks.keys, keys, inside)
+    def body(columns, dq):
         k, v = columns.load(k_ref), columns.load(v_ref)
-        weights = jnp.exp2(triton.dot(q, k.T) - log_sum[:, None])
-        d_scores = weights * (triton.dot(dy, v.T) - mean[:, None])
-        if not inside:
+        weights = jnp.exp2(dot(q, k.T) - log_sum[:, None])
+        d_scores = weights * (dot(dy, v.T) - mean[:, None])
+        if not columns.inside:
             d_scores = jnp.where(columns.there[None, :], d_scores, 0.0)
-        return dq + triton.dot(d_scores.astype(k.dtype), k)
+        return dq + dot(d_scores.astype(k.dtype), k)
 
-    dq = _loop(pl, body, jnp.zeros(q.shape, jnp.float32), blocks.keys, keys)
+    dq = keys.loop(body, jnp.zeros(q.shape, jnp.float32), blocks.keys)
     rows.store(dq_ref, dq * scale)

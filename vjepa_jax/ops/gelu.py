@@ -49,11 +49,14 @@ _gelu.defvjp(_forward, _backward)
 
 
 def _normal_cdf(x: jax.Array) -> jax.Array:
-    """Phi(x), float32."""
+    """Phi(x), float32, to the precision of x."""
     wide = x.astype(jnp.float32)
-    if x.dtype.itemsize > 2:
-        return 0.5 * jax.lax.erfc(-math.sqrt(0.5) * wide)
-    u = jnp.clip(wide, -_CUT, _CUT)
+    return 0.5 * jax.lax.erfc(-math.sqrt(0.5) * wide) if x.dtype.itemsize > 2 else normal_cdf(wide)
+
+
+def normal_cdf(x: jax.Array) -> jax.Array:
+    """Phi(x) of float32 x by the polynomial."""
+    u = jnp.clip(x, -_CUT, _CUT)
     s = u * u * (2.0 / _CUT**2) - 1.0
     polynomial = jnp.full_like(s, _R[-1])
     for coefficient in _R[-2::-1]:

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+Segments = tuple[tuple[int, int], ...]  # queries and keys of sequences that lie side by side; (): there is one
+
 
 def gather_tokens(x_BND: jax.Array, ids_BK: jax.Array) -> jax.Array:
     """The tokens `ids_BK` of each row, [B, K, D]; on a mesh each device takes its share of K from all of x."""
