@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 
-from vjepa_jax.evals import attentive
+from vjepa_jax.evals import heads
 from vjepa_jax.evals.attentive import PUBLISHED_LRS, PUBLISHED_WEIGHT_DECAYS, AttentiveConfig, train_attentive
 from vjepa_jax.evals.features import held_out
 
@@ -60,9 +60,10 @@ def test_held_out_rows_weigh_nothing_in_the_choice():
 def test_no_compilation_for_other_subsets_and_seeds():
     x, labels = videos(0, 300)
     fit(x, labels)
-    before = attentive._step._cache_size(), attentive._classes._cache_size(), attentive._start._cache_size()
+    compiled = (heads._update, heads._outputs, heads._start)
+    before = [function._cache_size() for function in compiled]
     fit(x, labels, rows=np.arange(40), seed=1)
-    assert (attentive._step._cache_size(), attentive._classes._cache_size(), attentive._start._cache_size()) == before
+    assert [function._cache_size() for function in compiled] == before
 
 
 def test_same_seed_same_probe_and_another_seed_another():
@@ -79,7 +80,7 @@ def test_a_deeper_probe_on_bfloat16_tokens():
     config = AttentiveConfig(lrs=(3e-3,), steps=60, batch_size=32, depth=2, num_heads=2)
     probe = fit(x.astype(ml_dtypes.bfloat16), labels, config=config)
     accuracy = (probe.predict(test_x.astype(ml_dtypes.bfloat16)) == test_labels).mean()
-    assert probe.params["pooler"]["blocks"]["qkv"]["kernel"].shape[:2] == (1, 1)
+    assert probe.heads.parameters(1)["pooler"]["blocks"]["qkv"]["kernel"].shape[0] == 1
     assert accuracy > 0.8
 
 

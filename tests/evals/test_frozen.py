@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vjepa_jax.config import ConfigError, EvalConfig
-from vjepa_jax.evals import attentive, knn, linear
+from vjepa_jax.evals import heads, knn, linear
 from vjepa_jax.evals.attentive import AttentiveConfig
 from vjepa_jax.evals.features import balanced_subset, extract, extract_all, held_out, pixel_features
 from vjepa_jax.evals.frozen import format_table, probe_rows
@@ -147,7 +147,7 @@ def test_rows_are_complete(rows):
 
 
 def test_rows_are_deterministic_and_nothing_compiles_again(rows):
-    compiled = (linear._solve, knn._search, attentive._step, attentive._classes, attentive._start)
+    compiled = (linear._solve, knn._search, heads._update, heads._outputs, heads._start)
     before = [f._cache_size() for f in compiled]
     seen = []
     again = probe_rows(

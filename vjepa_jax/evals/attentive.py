@@ -1,25 +1,19 @@
-"""Attentive probe on frozen tokens: several (learning rate, weight decay) heads trained at once on the same batches.
+"""Attentive probe on tokens that are kept: several (learning rate, weight decay) heads trained at once (heads.py).
 
-Shape suffixes: B batch, N tokens, D embedding, C classes, G heads (settings of learning rate and weight decay).
+Shape suffixes: M videos, N tokens, D embedding, G heads (settings of learning rate and weight decay), B batch.
 """
 
 import dataclasses
-import functools
 import itertools
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from vjepa_jax.models.probe import AttentiveClassifier, init_classifier
+from vjepa_jax.evals.heads import Heads, Setting
+from vjepa_jax.models.probe import AttentiveClassifier
 
 # vjepa2 configs/eval: SSv2, K400, COIN (20 heads)
 PUBLISHED_LRS = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
 PUBLISHED_WEIGHT_DECAYS = (0.8, 0.4, 0.1, 0.01)
-
-_adam = optax.scale_by_adam()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +34,24 @@ class AttentiveConfig:
         return list(itertools.product(self.lrs, self.weight_decays))
 
 
+class _Cosine(Setting):
+    """The rate of the first step is the whole one."""
+
+    def rates(self, step: int, steps: int) -> tuple[float, float]:
+        return self.lr * 0.5 * (1.0 + float(np.cos(np.pi * step / steps))), self.weight_decay
+
+
 @dataclasses.dataclass(frozen=True)
 class AttentiveProbe:
-    """Heads trained on all rows (parameters stacked on a leading axis), and the one that the held-out rows chose."""
+    """Heads: those that did not see the held-out rows, then those that saw all; and the one that these rows chose."""
 
     config: AttentiveConfig
-    model: AttentiveClassifier
-    params: Any
+    heads: Heads
     chosen: int
 
     def predict(self, x_MND: np.ndarray) -> np.ndarray:
-        """Classes of every head, int64 [G, M]."""
-        return _predict(self.model, self.params, x_MND, self.config.batch_size)
+        """Classes of every head that saw all rows, int64 [G, M]."""
+        return _predict(self.heads, x_MND, self.config.batch_size)[len(self.config.grid) :]
 
 
 def train_attentive(
@@ -74,29 +74,15 @@ def train_attentive(
       seed: of the initial parameters (the same for all heads) and the order of batches.
     """
     model = AttentiveClassifier(num_classes, config.num_heads, config.depth, config.mlp_ratio)
-    heads = len(config.grid)
-    params, state = _start(model, seed, x_MND.shape[1:], 2 * heads)
-    lrs, decays = np.tile(np.asarray(config.grid, np.float32), (2, 1)).T
-    cosine = 0.5 * (1.0 + np.cos(np.pi * np.arange(config.steps) / config.steps)).astype(np.float32)
-
-    for step, batch in enumerate(_batches(len(rows), config, seed)):
-        weight_GB = np.ones((2 * heads, config.batch_size), np.float32)
-        weight_GB[:heads] = ~held_out[batch]
-        taken = rows[batch]
-        params, state = _step(model, params, state, x_MND[taken], labels[taken], weight_GB, lrs * cosine[step], decays)
-
-    choosing, final = jax.tree.map(lambda leaf: leaf[:heads], params), jax.tree.map(lambda leaf: leaf[heads:], params)
-    right_GM = _predict(model, choosing, x_MND[rows[held_out]], config.batch_size) == labels[rows[held_out]]
-    return AttentiveProbe(config, model, final, int(right_GM.sum(1).argmax()))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _start(model, seed, shape_ND, copies):
-    """The same fresh parameters and optimiser state for every head, stacked on a leading axis."""
-    # This generator compiles in a fifth of the time of the default one.
-    params = init_classifier(model, jax.random.key(seed, impl="rbg"), jnp.zeros((1, *shape_ND), jnp.float32))
-    params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (copies, *leaf.shape)), params)
-    return params, jax.vmap(_adam.init)(params)
+    count = len(config.grid)
+    heads = Heads(model, [_Cosine(*pair) for pair in config.grid] * 2, config.steps, seed, at_once=0, micro=0)
+    for batch in _batches(len(rows), config, seed):
+        weight_GB = np.ones((2 * count, config.batch_size), np.float32)
+        weight_GB[:count] = ~held_out[batch]
+        heads.train(x_MND[rows[batch]], labels[rows[batch]], weight_GB)
+    chooses = rows[held_out]
+    right_GM = _predict(heads, x_MND[chooses], config.batch_size)[:count] == labels[chooses]
+    return AttentiveProbe(config, heads, int(right_GM.sum(1).argmax()))
 
 
 def _batches(num_rows: int, config: AttentiveConfig, seed: int) -> np.ndarray:
@@ -108,26 +94,7 @@ def _batches(num_rows: int, config: AttentiveConfig, seed: int) -> np.ndarray:
     return order[:wanted].reshape(config.steps, config.batch_size)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def _step(model, params, state, x_BND, labels_B, weight_GB, lr_G, decay_G):
-    def one(params, state, weight_B, lr, decay):
-        def loss(params):
-            logits_BC = model.apply({"params": params}, x_BND)
-            ce_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, labels_B)
-            return (weight_B * ce_B).sum() / jnp.maximum(weight_B.sum(), 1.0)
-
-        updates, state = _adam.update(jax.grad(loss)(params), state)
-        return jax.tree.map(lambda p, u: p - lr * (u + decay * p), params, updates), state
-
-    return jax.vmap(one)(params, state, weight_GB, lr_G, decay_G)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _classes(model, params, x_BND):
-    return jax.vmap(lambda p: model.apply({"params": p}, x_BND).argmax(-1))(params)
-
-
-def _predict(model, params, x_MND, batch_size):
+def _predict(heads: Heads, x_MND: np.ndarray, batch_size: int) -> np.ndarray:
     """Classes of every head, int [G, M], in batches of one shape."""
     predictions = []
     for start in range(0, len(x_MND), batch_size):
@@ -135,5 +102,5 @@ def _predict(model, params, x_MND, batch_size):
         missing = batch_size - len(part)
         if missing:
             part = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
-        predictions.append(_classes(model, params, part)[:, : batch_size - missing])
-    return np.concatenate([np.asarray(p) for p in predictions], axis=1)
+        predictions.append(np.asarray(heads.logits(part)).argmax(-1)[:, : batch_size - missing])
+    return np.concatenate(predictions, axis=1)
