@@ -60,7 +60,7 @@ class ModelConfig:
     num_heads: int | None = None
     mlp_ratio: float | None = None
     position: str = "rope_tiled"  # rope_tiled (V-JEPA 2), rope_interleaved (2.1), sincos (V-JEPA 1), sincos2d (I-JEPA)
-    rope_grid: int | None = None  # V-JEPA 2.1: rows and columns are scaled to this many a side; None: not scaled
+    rope_grid: int | None = None  # V-JEPA 2.1: the encoder's rows and columns are scaled to so many; None: not scaled
     levels: tuple[int, ...] = ()  # V-JEPA 2.1: blocks, from 0, whose outputs are features; (): the last one
     image_tokenizer: bool = False  # V-JEPA 2.1: own patches for single frames, learned embeddings for each modality
     cls_token: bool = False  # a learned token before the others; it carries no position

@@ -159,3 +159,20 @@ def test_a_protocol_is_cut_off_when_its_time_is_up(monkeypatch):
     # the clock is read at the start and then twice a round: at the call, and at the score
     assert part["cut"] and [row["metric"] for row in part["scores"]] == ["m0", "m1", "m2"] and seen == part["scores"]
     assert slow.calls == 3
+
+
+@pytest.mark.parametrize("change", ["with_params", "with_model"])
+def test_models_made_from_an_encoder_look_at_the_clock_too(monkeypatch, change):
+    class Changing(Slow):
+        def other(self, what):
+            return self
+
+        with_params = with_model = other
+
+    def run(encoders, cfg, on_score):
+        other = getattr(encoders["trained"][0], change)(None)
+        while True:
+            other(None)
+
+    monkeypatch.setitem(suite.PROTOCOLS, "surprise", (surprise.Config, run))
+    assert suite.run_protocol("surprise", {controls.TRAINED: [Changing()]}, SMALL, seconds=0.05)["cut"]

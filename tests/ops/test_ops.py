@@ -100,6 +100,15 @@ def test_sincos_table_of_each_axis():
     np.testing.assert_allclose(table[17], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_sincos_positions_span_the_trained_side_whatever_the_grid(axes):
+    """Rows 0, 1, 2 of three stand where those of a side of five have 0, 2, 4; a single row stays at 0."""
+    known = rope.sincos_table(24, (2, 5, 5), axes).reshape(2, 5, 5, 24)
+    scaled = rope.sincos_table(24, (2, 3, 5), axes, side=5).reshape(2, 3, 5, 24)
+    np.testing.assert_allclose(scaled, known[:, ::2], atol=1e-6)
+    np.testing.assert_array_equal(rope.sincos_table(24, (2, 1, 5), axes, side=5), known[:, 0].reshape(-1, 24))
+
+
 def test_patchify_orders_tokens_and_values():
     video = np.arange(2 * 4 * 6 * 9 * 3).reshape(2, 4, 6, 9, 3)
     cut = patches.patchify(jnp.asarray(video), 2, 3)

@@ -137,6 +137,12 @@ class _Timed:
         self._check()
         return self._encoder.predict(*args, **kwargs)
 
+    def with_params(self, params: Any) -> "_Timed":
+        return _Timed(self._encoder.with_params(params), self._check)
+
+    def with_model(self, model: Any) -> "_Timed":
+        return _Timed(self._encoder.with_model(model), self._check)
+
     def __getattr__(self, name: str) -> Any:
         if name == "predict":
             raise AttributeError(name)

@@ -296,7 +296,7 @@ class Encoder(nn.Module):
         x_BND = nn.with_logical_constraint(self._embed(patches_BNP, image), TOKENS)
         rope = None
         if model.position in SINCOS_AXES:
-            table = sincos_table(size.embed_dim, grid, SINCOS_AXES[model.position])
+            table = sincos_table(size.embed_dim, grid, SINCOS_AXES[model.position], model.rope_grid)
             x_BND = x_BND + jnp.asarray(table, x_BND.dtype)[ids_BN]
         else:
             rope = rope_tables(ids_BN, grid, size.head_dim, ROPE_MODES[model.position], model.rope_grid)

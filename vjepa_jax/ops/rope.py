@@ -37,9 +37,8 @@ def rope_tables(
     channels = axis_channels(head_dim)
     half = channels // 2
     omega = jnp.asarray(10000.0 ** (-np.arange(half) / half), jnp.float32)
-    scales = [1.0] + [1.0 if side is None else (side - 1) / max(n - 1, 1) for n in grid[1:]]
     angles = []
-    for position_BN, scale in zip(token_positions(ids_BN, grid), scales, strict=True):
+    for position_BN, scale in zip(token_positions(ids_BN, grid), _scales(grid, side), strict=True):
         angle = (position_BN[..., None].astype(jnp.float32) * scale) * omega
         if mode == "tiled":
             angles.append(jnp.concatenate([angle, angle], axis=-1))
@@ -50,6 +49,11 @@ def rope_tables(
     rest = jnp.zeros((*ids_BN.shape, head_dim - 3 * channels), jnp.float32)
     angle_BNK = jnp.concatenate([*angles, rest], axis=-1)
     return jnp.cos(angle_BNK), jnp.sin(angle_BNK)
+
+
+def _scales(grid: Grid, side: int | None) -> list[float]:
+    """What positions along time, height and width are multiplied by, for `side` of `rope_tables`."""
+    return [1.0] + [1.0 if side is None else (side - 1) / max(n - 1, 1) for n in grid[1:]]
 
 
 def append_unrotated(rope: tuple[jax.Array, jax.Array], count: int) -> tuple[jax.Array, jax.Array]:
@@ -69,15 +73,17 @@ def apply_rope(x_BNHK: jax.Array, cos_BNK: jax.Array, sin_BNK: jax.Array) -> jax
     return x_BNHK * cos + swapped * sin
 
 
-def sincos_table(dim: int, grid: Grid, axes: int = 3) -> np.ndarray:
+def sincos_table(dim: int, grid: Grid, axes: int = 3, side: int | None = None) -> np.ndarray:
     """Fixed sin-cos position embedding of every token, float32 [N, dim].
 
     An axis of d channels gets [sin | cos] of position * 10000**(-j/(d/2)).
       axes 3: equal channels for time, row and column, 2*ceil(dim/6) each ("uniform_power"), cut to `dim` (V-JEPA 1;
         vjepa2 src/models/utils/pos_embs.py).
       axes 2: half of the channels for the column, then half for the row (MAE and I-JEPA); time is not told.
+      side: as for `rope_tables`; the published codes resample the trained table instead, bicubic.
     """
-    time, row, column = np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid), indexing="ij")
+    places = [scale * np.arange(n, dtype=np.float64) for n, scale in zip(grid, _scales(grid, side), strict=True)]
+    time, row, column = np.meshgrid(*places, indexing="ij")
     positions = (time, row, column) if axes == 3 else (column, row)
     per_axis = 2 * int(np.ceil(dim / (2 * axes)))
     omega = 10000.0 ** (-np.arange(per_axis // 2) / (per_axis / 2.0))
