@@ -1,17 +1,20 @@
-"""DAVIS 2017: the first frame's objects carried on by the likeness of frozen features, as DINO or as RVM and CRW do it.
+"""DAVIS 2017: the first frame's objects carried on by the likeness of frozen features, in three published ways.
 
 COMMAND: vjepa eval --config experiments/evals/davis.py --checkpoint RUN --config.davis.path=DAVIS
-   (davis.py:crw for the other way; never compare one with the other)
+   as DINO; davis.py:crw as RVM and CRW, davis.py:vjepa21 as V-JEPA 2.1; never compare one with the other. A folder of
+   DAVIS 2016 (black and white masks) makes scores of davis2016
 HARDWARE: one GPU; a CPU for --config.davis.size=128
-PUBLISHED NUMBER: J&F by dino: DINO ViT-S/16 61.8, ViT-S/8 69.9, ViT-B/16 62.3, ViT-B/8 71.4; CRW by its own way 67.6
-MEASURED: not at this size. Of the demo's encoder (32 px, patch 8, 400 steps) at 128 px on 8 sequences of DAVIS 2016, 4
-   minutes on 2 CPU cores: J&F 20.1 (10.8 to 28.3), random init 18.6, raw pixels 19.3, copy of the first mask 28.5
+PUBLISHED NUMBER: J&F by dino: DINO ViT-S/16 61.8, ViT-S/8 69.9, ViT-B/16 62.3, ViT-B/8 71.4; CRW by its own way 67.6.
+   In V-JEPA 2.1's way, its settings chosen for each model: V-JEPA 2 ViT-g 52.5, V-JEPA 2.1 ViT-g 68.1, DINOv3 7B 71.1
+MEASURED: not at this size. Of the demo's encoder (32 px, patch 8, 400 steps) at 128 px on 8 sequences of DAVIS 2016 by
+   dino, frames repeated, 5 minutes on 2 busy CPU cores: J&F 22.6 (12.9 to 30.9), random init 20.9, raw pixels 21.4,
+   copy of the first mask 28.5
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("dino", "crw")
+VARIANTS = ("dino", "crw", "vjepa21")
 
 
 def get_config(method: str = "dino") -> ConfigDict:
-    return ConfigDict({"davis": ConfigDict({"path": "", "method": method, "size": 480, "frames": "repeated"})})
+    return ConfigDict({"davis": ConfigDict({"path": "", "method": method, "size": 480, "frames": "both"})})

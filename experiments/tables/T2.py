@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
         "data": ("youtube_vos",),
     }
     config.table.columns = (
-        davis("V-JEPA 2.1's search", "J&F, as V-JEPA 2.1", V21),
+        davis("V-JEPA 2.1's search", "J&F, as V-JEPA 2.1", V21, "experiments/evals/davis.py:vjepa21"),
         davis("DINO protocol", "J&F, DINO protocol", DINO, "experiments/evals/davis.py:dino"),
         davis("CRW protocol", "J&F, CRW protocol", "", "experiments/evals/davis.py:crw"),
         davis("as DINOv3", "J&F, as DINOv3", DINOV3),

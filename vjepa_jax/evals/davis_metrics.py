@@ -30,6 +30,9 @@ def boundary_accuracy(annotation: np.ndarray, prediction: np.ndarray) -> float:
     true, found = boundary(annotation), boundary(prediction)
     if not true.any() or not found.any():
         return float(true.any() == found.any())
+    rows, columns = (np.flatnonzero((true | found).any(axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # beyond it nothing counts
+    true, found = true[box], found[box]
     precision = (found & _grown(true, radius)).sum() / found.sum()
     recall = (true & _grown(found, radius)).sum() / true.sum()
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0

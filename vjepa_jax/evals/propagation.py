@@ -1,52 +1,69 @@
-"""Labels of a video's first frame carried on by the likeness of features, in the two published ways.
+"""Labels of objects carried on through a video by the likeness of features, in the published ways.
 
-dino: arXiv 2104.14294, eval_video_segmentation.py. crw: RVM and Contrastive Random Walks (arXiv 2006.14613).
+dino: arXiv 2104.14294, eval_video_segmentation.py. crw: RVM's rvm_evaluation_demo (arXiv 2512.13684), after Contrastive
+Random Walks (arXiv 2006.14613). vjepa21: what V-JEPA 2.1 (arXiv 2603.14482) found best in its search; its code is not
+published, and what the paper does not tell is as in dino.
 
 Shape suffixes: F frames, N tokens of a frame (rows x columns), D channels, K context frames, C labels with background.
 """
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+_FLAT = 1e-6  # labels that differ by less over a frame are the same everywhere
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A way to carry labels on.
 
-    context: frames before the present one, besides the first. primed: at the start these are copies of the first
-    frame, instead of missing.
+    title: as names of metrics tell it.
+    context: frames before the present one, besides those in which objects are given. primed: at the start these are
+    copies of the first frame, instead of missing.
     radius: in tokens, how far a token looks. square: up to and with it in rows and columns; else less than it in
-    distance, and anywhere in the first frame.
+    distance. anywhere: but without bounds in frames in which objects are given.
     top, temperature: so many most similar tokens count, by exp(cosine / temperature).
     stretch: each object's labels are stretched to 0 ... 1 before the largest wins.
+    soft: given labels are interpolated to tokens, instead of taken from the nearest pixel.
     """
 
+    title: str
     context: int
-    primed: bool
     radius: int
-    square: bool
     top: int
     temperature: float
-    stretch: bool
+    primed: bool = False
+    square: bool = True
+    anywhere: bool = False
+    stretch: bool = True
+    soft: bool = False
 
 
 METHODS = {
-    "dino": Method(context=7, primed=False, radius=12, square=True, top=5, temperature=0.1, stretch=True),
-    "crw": Method(context=20, primed=True, radius=20, square=False, top=7, temperature=0.7, stretch=False),
+    "dino": Method("DINO protocol", context=7, radius=12, top=5, temperature=0.1),
+    "crw": Method(
+        *("CRW protocol", 20, 20, 7, 0.7), primed=True, square=False, anywhere=True, stretch=False, soft=True
+    ),
+    "vjepa21": Method("as V-JEPA 2.1", context=15, radius=12, top=5, temperature=0.2, square=False),
 }
 
 
-def propagate(features_FND: np.ndarray, grid: tuple[int, int], labels_NC: np.ndarray, method: Method) -> np.ndarray:
+def propagate(
+    features_FND: np.ndarray, grid: tuple[int, int], given: Mapping[int, np.ndarray], method: Method
+) -> np.ndarray:
     """Soft labels of every frame.
 
     Args:
       features_FND: of each frame's tokens, any length (they are normalised).
       grid: rows and columns of tokens.
-      labels_NC: of the first frame, one-hot.
+      given: by frame, labels [N, C] (`token_labels`). Those of frame 0 sum to 1 in every token. Those of later frames
+        are of the objects that appear there; they replace what was carried to their tokens, and the frame is context
+        for good, as the first one is.
 
     Returns:
       float32 [F, N, C]; the first frame's are those given.
@@ -55,30 +72,40 @@ def propagate(features_FND: np.ndarray, grid: tuple[int, int], labels_NC: np.nda
       ValueError: features, grid and labels that do not fit together.
     """
     frames, tokens, _ = features_FND.shape
-    if tokens != grid[0] * grid[1] or len(labels_NC) != tokens:
-        raise ValueError(f"{tokens} features, {len(labels_NC)} labels and a grid of {grid} must be of the same tokens")
+    if tokens != grid[0] * grid[1] or any(len(labels_NC) != tokens for labels_NC in given.values()):
+        sizes = [len(labels_NC) for labels_NC in given.values()]
+        raise ValueError(f"{tokens} features, {sizes} labels and a grid of {grid} must be of the same tokens")
     features = jnp.asarray(features_FND, jnp.float32)
     features /= jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
     near_NN = jnp.asarray(neighbourhood(grid, method))
-    out = np.zeros((frames, tokens, labels_NC.shape[1]), np.float32)
-    out[0] = labels_NC
+    out = np.zeros((frames, *given[0].shape), np.float32)
+    out[0] = given[0]
     for frame in range(1, frames):
-        before = np.arange(frame - method.context, frame)
-        present = (before >= 0) | method.primed
-        if not method.primed:
-            present &= before > 0  # the first frame is there anyway
-        ids = np.concatenate([[0], np.maximum(before, 0)])
-        there = np.concatenate([[True], present])
-        out[frame] = _carry(features[frame], features[ids], jnp.asarray(out[ids]), jnp.asarray(there), near_NN, method)
+        ids, there = _context(frame, sorted(given), method)
+        context = features[ids], jnp.asarray(out[ids]), jnp.asarray(there)
+        out[frame] = _carry(features[frame], *context, near_NN, method, len(given))
+        if frame in given:
+            out[frame] = out[frame] * (1.0 - given[frame].sum(-1, keepdims=True)) + given[frame]
     return out
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def _carry(query_ND, context_KND, labels_KNC, there_K, near_NN, method: Method) -> jax.Array:
+def _context(frame: int, given: list[int], method: Method) -> tuple[np.ndarray, np.ndarray]:
+    """Frames that `frame` looks at, and whether each is there: as many for every frame, so that nothing recompiles."""
+    known = [g for g in given if g < frame]
+    before = np.arange(frame - method.context, frame)
+    # a frame that is there for good does not count twice, but where copies fill up the start
+    there = np.full(len(before), True) if method.primed else (before > 0) & ~np.isin(before, known)
+    missing = len(given) - len(known)
+    ids = np.concatenate([known, np.zeros(missing, int), np.maximum(before, 0)])
+    return ids, np.concatenate([np.arange(len(given)) < len(known), there])
+
+
+@functools.partial(jax.jit, static_argnames=("method", "permanent"))
+def _carry(query_ND, context_KND, labels_KNC, there_K, near_NN, method: Method, permanent: int) -> jax.Array:
     likeness_NKM = jnp.einsum("nd,kmd->nkm", query_ND, context_KND, precision="highest")
     near_NKM = jnp.broadcast_to(near_NN[:, None], likeness_NKM.shape)
-    if not method.square:
-        near_NKM = near_NKM.at[:, 0].set(True)
+    if method.anywhere:
+        near_NKM = near_NKM.at[:, :permanent].set(True)
     likeness_NKM = jnp.where(near_NKM & there_K[None, :, None], likeness_NKM, -jnp.inf)
     largest, where = jax.lax.top_k(likeness_NKM.reshape(len(query_ND), -1), method.top)
     weights = jax.nn.softmax(largest / method.temperature, axis=-1)
@@ -95,15 +122,47 @@ def neighbourhood(grid: tuple[int, int], method: Method) -> np.ndarray:
     return down**2 + across**2 < method.radius**2
 
 
-def to_masks(soft_FNC: np.ndarray, grid: tuple[int, int], size: tuple[int, int], method: Method) -> np.ndarray:
-    """Soft labels of tokens to the label of every pixel, uint8 [F, H, W]: bilinear, then the largest."""
-    resize = jax.jit(lambda soft: jax.image.resize(soft, (*size, soft.shape[-1]), "bilinear"))
-    masks = np.empty((len(soft_FNC), *size), np.uint8)
-    for frame, soft_NC in enumerate(soft_FNC):
-        soft = np.array(resize(jnp.asarray(soft_NC.reshape(*grid, -1))))
-        if method.stretch:
-            low, high = soft.min((0, 1)), soft.max((0, 1))
-            spread = high > np.maximum(low, 0)
-            soft[..., spread] = (soft[..., spread] - low[spread]) / (high - low)[spread]
-        masks[frame] = soft.argmax(-1)
-    return masks
+def token_labels(
+    mask: np.ndarray, grid: tuple[int, int], inner: tuple[int, int], count: int, method: Method
+) -> np.ndarray:
+    """Labels of tokens from object numbers of pixels: float32 [N, count].
+
+    Args:
+      mask: uint8 [H, W], numbers below `count`.
+      inner: height and width of the encoder's input. Soft labels are taken there from the pixel that lies at or before
+        (OpenCV's nearest, as the published code has it), and then interpolated between the centres of tokens.
+    """
+    one_hot = np.eye(count, dtype=np.float32)
+    if not method.soft:
+        return one_hot[nearest(mask, grid)].reshape(-1, count)
+    pixels = jnp.asarray(one_hot[nearest(mask, inner, offset=0.0)])
+    return np.asarray(jax.image.resize(pixels, (*grid, count), "bilinear", antialias=False)).reshape(-1, count)
+
+
+def nearest(mask: np.ndarray, size: tuple[int, int], offset: float = 0.5) -> np.ndarray:
+    """A mask at another size, by its nearest pixels; `offset` is where in a pixel its place is taken to be."""
+    rows, columns = (
+        np.floor((np.arange(n) + offset) * m / n).astype(int) for n, m in zip(size, mask.shape, strict=True)
+    )
+    return mask[rows[:, None], columns]
+
+
+def to_masks(
+    soft_FNC: np.ndarray, grid: tuple[int, int], inner: tuple[int, int], size: tuple[int, int], method: Method
+) -> np.ndarray:
+    """Soft labels of tokens to the label of every pixel, uint8 [F, H, W].
+
+    Bilinear to `inner`, the size of the encoder's input, where the largest wins; from there the nearest pixel.
+    """
+    masks = [_largest(jnp.asarray(soft_NC.reshape(*grid, -1)), inner, method.stretch) for soft_NC in soft_FNC]
+    return np.stack([nearest(np.asarray(mask), size) for mask in masks])
+
+
+@functools.partial(jax.jit, static_argnames=("size", "stretch"))
+def _largest(soft_YXC: jax.Array, size: tuple[int, int], stretch: bool) -> jax.Array:
+    soft_YXC = jax.image.resize(soft_YXC, (*size, soft_YXC.shape[-1]), "bilinear")
+    if stretch:
+        low, high = soft_YXC.min((0, 1)), soft_YXC.max((0, 1))
+        spread = high - low > _FLAT  # the published code divides by zero where it is not
+        soft_YXC = jnp.where(spread, (soft_YXC - low) / jnp.where(spread, high - low, 1.0), soft_YXC)
+    return soft_YXC.argmax(-1).astype(jnp.uint8)
