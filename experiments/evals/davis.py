@@ -5,7 +5,7 @@ COMMAND: vjepa eval --config experiments/evals/davis.py --checkpoint RUN --confi
    DAVIS 2016 (black and white masks) makes scores of davis2016
 HARDWARE: one GPU; a CPU for --config.davis.size=128
 PUBLISHED NUMBER: J&F by dino: DINO ViT-S/16 61.8, ViT-S/8 69.9, ViT-B/16 62.3, ViT-B/8 71.4; CRW by its own way 67.6.
-   In V-JEPA 2.1's way, its settings chosen for each model: V-JEPA 2 ViT-g 52.5, V-JEPA 2.1 ViT-g 68.1, DINOv3 7B 71.1
+   In V-JEPA 2.1's way: V-JEPA 2 ViT-g 52.5, V-JEPA 2.1 ViT-g 68.1, DINOv3 7B 71.1
 MEASURED: not at this size. Of the demo's encoder (32 px, patch 8, 400 steps) at 128 px on 8 sequences of DAVIS 2016 by
    dino, frames repeated, 5 minutes on 2 busy CPU cores: J&F 22.6 (12.9 to 30.9), random init 20.9, raw pixels 21.4,
    copy of the first mask 28.5

@@ -24,6 +24,17 @@ def davis(title: str, metric: str, protocol: str, config: str = "") -> dict:
     }
 
 
+def youtube(title: str, metric: str, protocol: str, variant: str) -> dict:
+    return {
+        "title": f"YouTube-VOS J&F, local split, {title}",
+        "benchmark": "youtube_vos",
+        "metric": metric,
+        "published": (("youtube_vos", "J&F", protocol),) if protocol else (),
+        "data": ("youtube_vos",),
+        "config": f"experiments/evals/youtube_vos.py:{variant}",
+    }
+
+
 def linear(title: str, name: str, metric: str, probe: str, unit: str) -> dict:
     return {
         "title": f"{title} {metric}",
@@ -40,18 +51,13 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.table = ConfigDict()
     config.table.title = "Dense features: mask propagation, linear segmentation and depth"
-    youtube = {
-        "title": "YouTube-VOS J&F, local split",
-        "benchmark": "youtube_vos",
-        "metric": "J&F*",
-        "data": ("youtube_vos",),
-    }
     config.table.columns = (
         davis("V-JEPA 2.1's search", "J&F, as V-JEPA 2.1", V21, "experiments/evals/davis.py:vjepa21"),
         davis("DINO protocol", "J&F, DINO protocol", DINO, "experiments/evals/davis.py:dino"),
         davis("CRW protocol", "J&F, CRW protocol", "", "experiments/evals/davis.py:crw"),
         davis("as DINOv3", "J&F, as DINOv3", DINOV3),
-        youtube | {"published": (("youtube_vos", "J&F", V21),)},
+        youtube("V-JEPA 2.1's search", "J&F, as V-JEPA 2.1", V21, "vjepa21"),
+        youtube("DINO protocol", "J&F, DINO protocol", "", "dino"),
         linear("ADE20K", "ade20k", "mIoU", "linear segmentation probe", "%"),
         linear("NYUv2", "nyuv2", "RMSE", "linear depth probe", "m"),
     )

@@ -36,6 +36,7 @@ from vjepa_jax.evals import (
     retrieval,
     surprise,
     transfer,
+    youtube_vos,
 )
 from vjepa_jax.evals.scores import OnScore, Score, format_scores
 from vjepa_jax.training.files import write_bytes, write_json
@@ -53,6 +54,7 @@ PROTOCOLS: dict[str, tuple[type, Callable[..., list[Score]]]] = {
     "retrieval": (retrieval.Config, retrieval.run),
     "surprise": (surprise.Config, surprise.run),
     "transfer": (transfer.Config, transfer.run),
+    "youtube_vos": (youtube_vos.Config, youtube_vos.run),
 }
 CONFIGS = {name: config for name, (config, _) in PROTOCOLS.items()}
 FOLDER = "evals"

@@ -126,9 +126,14 @@ def evaluate(
         pixels = read_pictures(video.pictures, input_size(video.size, clip.patch, cfg, where))
         for model, seeds in zip(group, found, strict=True):
             for encode, one in zip(model.seeds, seeds, strict=True):
-                features = frame_features(encode, pixels, clip, model.way, cfg.batch_size)
-                one.append(object_scores(video, segment(features, video, pixels.shape[1:3], cfg.method)))
+                one.append(object_scores(video, predict(encode, video, pixels, clip, model.way, cfg)))
     return found, copied
+
+
+def predict(encode: Encode, video: Video, pixels: np.ndarray, clip: Clip, way: str, cfg: Settings) -> np.ndarray:
+    """Masks of a video by an encoder of its frames at their input size (`read_pictures`): uint8 [F, H, W]."""
+    features = frame_features(encode, pixels, clip, way, cfg.batch_size)
+    return segment(features, video, pixels.shape[1:3], cfg.method)
 
 
 def input_size(frame: tuple[int, int], patch: int, cfg: Settings, where: str) -> tuple[int, int]:
@@ -171,7 +176,7 @@ def segment(features: np.ndarray, video: Video, inner: tuple[int, int], method: 
     count = 1 + max(int(mask.max()) for mask in video.given.values())
     labels = {frame: token_labels(mask, grid, inner, count, how) for frame, mask in video.given.items()}
     for frame in labels.keys() - {0}:
-        labels[frame][:, 0] = 0.0  # what is not told there is no background
+        labels[frame] = labels[frame] * (np.arange(count) > 0)  # what is not told there is no background
     soft = propagate(features.reshape(len(features), grid[0] * grid[1], -1), grid, labels, how)
     found = to_masks(soft, grid, inner, video.size, how)
     for frame, mask in video.given.items():
