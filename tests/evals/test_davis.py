@@ -241,6 +241,34 @@ def test_a_split_is_one_of_the_lists(tmp_path, palette):
     assert davis.sequence_names(dataclasses.replace(cfg, split="vale", sequences=("others",))) == ["others"]
 
 
+def test_a_search_chooses_settings_by_other_sequences(tmp_path, encoder, monkeypatch):
+    """Objects move: who looks at the same place alone loses them."""
+    cfg = dataclasses.replace(write_davis(tmp_path), method="vjepa21", search=True)
+    write_davis(tmp_path, name="others")
+    (tmp_path / "ImageSets/2017").mkdir(parents=True)
+    for split, names in (("val", "squares"), ("train", "squares\nothers")):
+        (tmp_path / f"ImageSets/2017/{split}.txt").write_text(names)
+    assert davis.tuning_names(cfg, ["squares"]) == ["others"]
+    pixels = functools.partial(pixel_features, patch=4, tubelet=2)
+    pixels.run = encoder.run
+    far = dataclasses.replace(METHODS["vjepa21"], title="searched")
+    near = dataclasses.replace(far, radius=1)
+    for tried in ((near, far), (far, near)):
+        monkeypatch.setattr(vos, "SEARCH", tried)
+        found = {row["metric"]: row for row in davis.run({controls.TRAINED: [pixels]}, cfg) if row["note"]}
+        assert found["J&F, searched"]["note"].endswith("context 15, circle 12, top 5, T 0.2, chosen on other videos")
+        fixed = davis.run({controls.TRAINED: [pixels]}, dataclasses.replace(cfg, search=False))
+        assert found["J&F, searched"]["value"] == fixed[0]["value"] and fixed[0]["metric"] == "J&F, as V-JEPA 2.1"
+    for wrong, text in (
+        ({"method": "dino"}, r"davis\.search is of davis\.method=vjepa21: dino has settings of its own"),
+        ({"tune_videos": 0}, r"davis\.tune_videos must be at least 1"),
+        ({"tune_split": "trai"}, r"davis\.tune_split='trai' is no list .* did you mean 'train'"),
+        ({"sequences": ("squares", "others")}, r"davis\.search needs videos to choose settings by besides those"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            davis.run({controls.TRAINED: [pixels]}, dataclasses.replace(cfg, **wrong))
+
+
 def test_wrong_layouts_show_the_one_expected(tmp_path, encoder):
     run = lambda cfg: davis.run({controls.TRAINED: [encoder]}, cfg)
     with pytest.raises(ConfigError, match=r"is no folder of DAVIS: expected .*/JPEGImages/480p/SEQUENCE/00000.jpg"):

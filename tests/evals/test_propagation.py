@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vjepa_jax.evals import propagation
-from vjepa_jax.evals.propagation import METHODS, nearest, propagate, to_masks, token_labels
+from vjepa_jax.evals.propagation import METHODS, SEARCH, nearest, propagate, to_masks, token_labels
 
 
 def looped(features, grid, given, method):
@@ -69,6 +69,13 @@ def test_the_published_settings():
         "crw": ("CRW protocol", 20, 20, False, True, 7, 0.7, True, False, True),
         "vjepa21": ("as V-JEPA 2.1", 15, 12, False, False, 5, 0.2, False, True, False),
     }
+
+
+def test_the_search_of_vjepa21():
+    """4 contexts, 3 radii, 2 shapes, 3 tops and 4 temperatures, what was found best among them."""
+    assert len(set(SEARCH)) == 288 and {m.title for m in SEARCH} == {"as V-JEPA 2.1, searched"}
+    assert METHODS["vjepa21"] in [dataclasses.replace(m, title="as V-JEPA 2.1") for m in SEARCH]
+    assert METHODS["vjepa21"].settings() == "context 15, circle 12, top 5, T 0.2"
 
 
 def test_a_long_video_compiles_once():

@@ -13,6 +13,7 @@ from vjepa_jax.config import ConfigError, from_config_dict
 from vjepa_jax.encoder import Encoder
 from vjepa_jax.evals import controls, tables, vos, youtube_vos
 from vjepa_jax.evals.features import pixel_features
+from vjepa_jax.evals.propagation import METHODS
 
 from .models import Collapsed
 
@@ -126,7 +127,8 @@ def test_pixels_follow_objects_that_appear_later_and_constant_features_do_not(tm
         assert value["collapsed", metric] < value[vos.COPY, metric]
     (video, _) = youtube_vos.read_videos(cfg.path, youtube_vos.chosen(cfg))
     frames = vos.read_pictures(video.pictures, (64, 96))
-    found = vos.predict(pixels_of(run), video, frames, vos.clip_of(named, "youtube_vos"), "repeated", cfg)
+    features = vos.frame_features(pixels_of(run), frames, vos.clip_of(named, "youtube_vos"), "repeated", 1)
+    found = vos.segment(features, video, (64, 96), METHODS[method])
     assert set(np.unique(found[:2])) == {0, 1} and set(np.unique(found[3:])) == {0, 1, 2}
     for frame, mask in video.given.items():
         np.testing.assert_array_equal(found[frame][mask > 0], mask[mask > 0])
@@ -165,6 +167,17 @@ def test_scores_stand_in_columns_of_their_own_protocol(tmp_path, encoder, repo, 
         shown = [column.config for column in columns for row in rows if row["encoder"] != vos.COPY
                  if column.holds(result(row))]  # fmt: skip
         assert shown == [f"experiments/evals/youtube_vos.py:{method}"]
+
+
+def test_a_search_looks_at_videos_that_are_neither_scored_nor_held_out(tmp_path, encoder, monkeypatch):
+    free = [name for name in NAMES if name not in HELD_OUT]
+    cfg = dataclasses.replace(write_folder(tmp_path, NAMES, frames=5), method="vjepa21", search=True, tune_videos=3)
+    cfg = dataclasses.replace(cfg, videos=tuple(sorted(free)[:1]))
+    assert list(youtube_vos.tuning(cfg, youtube_vos.chosen(cfg))) == sorted(free)[1:4]
+    best = dataclasses.replace(METHODS["vjepa21"], title="searched")
+    monkeypatch.setattr(vos, "SEARCH", (dataclasses.replace(best, radius=1), best))
+    rows = youtube_vos.run({controls.TRAINED: [pixels_of(encoder.run)]}, cfg)
+    assert rows[0]["metric"] == "J&F, searched" and "circle 12" in rows[0]["note"] and "local split" in rows[0]["note"]
 
 
 def test_wrong_layouts_show_the_one_expected(tmp_path, encoder):

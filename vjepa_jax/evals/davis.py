@@ -26,11 +26,13 @@ class Config(vos.Settings):
     path: a folder of DAVIS 2017, or of 2016.
     split: of its ImageSets; where it has no such folder, all its sequences.
     sequences: by name, instead of a split.
+    tune_split: the split that a search chooses settings by, less the sequences that are scored.
     """
 
     path: str = ""
     split: str = "val"
     sequences: tuple[str, ...] = ()
+    tune_split: str = "train"
 
 
 def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | None = None) -> list[Score]:
@@ -44,6 +46,9 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
     names = sequence_names(cfg)
     name_of = benchmark(Path(cfg.path), names)
     group, clip = vos.models(encoders, cfg, "davis"), clip_of(encoders, "davis", least_steps=1)
+    if cfg.search:
+        others = (read_sequence(Path(cfg.path), name) for name in tuning_names(cfg, names))
+        group = vos.searched(others, group, clip, cfg, "davis")
     videos = (read_sequence(Path(cfg.path), name) for name in names)
     found, copied = vos.evaluate(videos, group, clip, cfg, "davis")
     scores: list[Score] = []
@@ -68,6 +73,19 @@ def sequence_names(cfg: Config) -> list[str]:
     names = list(cfg.sequences) or _listed(root, cfg.split)
     if not names:
         raise ConfigError(f"davis.path={cfg.path!r} holds no sequence: expected {layout}")
+    _check_frames(root, names)
+    return names
+
+
+def tuning_names(cfg: Config, scored: Sequence[str]) -> list[str]:
+    """Names of the sequences that a search chooses settings by. Raises ConfigError as `sequence_names`."""
+    names = [name for name in _listed(Path(cfg.path), cfg.tune_split, "tune_split") if name not in scored]
+    _check_frames(Path(cfg.path), names[: cfg.tune_videos])
+    return names[: cfg.tune_videos]
+
+
+def _check_frames(root: Path, names: Sequence[str]) -> None:
+    images, annotations = root / "JPEGImages/480p", root / "Annotations/480p"
     for name in names:
         frames, masks = (
             {path.stem for path in (folder / name).glob(pattern)}
@@ -76,12 +94,11 @@ def sequence_names(cfg: Config) -> list[str]:
         if len(frames) < 3 or frames != masks:
             raise ConfigError(
                 f"davis: sequence {name} has {len(frames)} frames and {len(masks)} masks, it needs a mask for each "
-                f"and at least 3: expected {layout}"
+                f"and at least 3: expected {LAYOUT.format(path=root)}"
             )
-    return names
 
 
-def _listed(root: Path, split: str) -> list[str]:
+def _listed(root: Path, split: str, key: str = "split") -> list[str]:
     """Names of a split of the year that the masks are of; where there are no lists, all sequences."""
     there = sorted(path.name for path in (root / "Annotations/480p").iterdir() if path.is_dir())
     folder, masks = root / "ImageSets", [path for name in there for path in _masks(root, name)[:1]]
@@ -91,7 +108,7 @@ def _listed(root: Path, split: str) -> list[str]:
     lists = {path.stem: path for year in years[::-1] for path in (folder / year).glob("*.txt")}
     if split not in lists:
         raise ConfigError(
-            f"davis.split={split!r} is no list of {folder}/{years[0]}: there is {', '.join(sorted(lists)) or 'none'}"
+            f"davis.{key}={split!r} is no list of {folder}/{years[0]}: there is {', '.join(sorted(lists)) or 'none'}"
             f"{hint(split, lists)}; expected {folder}/{years[0]}/{split or 'val'}.txt, or davis.sequences"
         )
     lines = [line.split()[0] for line in lists[split].read_text().splitlines() if line.strip()]

@@ -9,6 +9,7 @@ Shape suffixes: F frames, N tokens of a frame (rows x columns), D channels, K co
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 
 import jax
@@ -43,6 +44,11 @@ class Method:
     stretch: bool = True
     soft: bool = False
 
+    def settings(self) -> str:
+        """What a search chooses, in words."""
+        shape = "square" if self.square else "circle"
+        return f"context {self.context}, {shape} {self.radius}, top {self.top}, T {self.temperature:g}"
+
 
 METHODS = {
     "dino": Method("DINO protocol", context=7, radius=12, top=5, temperature=0.1),
@@ -51,6 +57,13 @@ METHODS = {
     ),
     "vjepa21": Method("as V-JEPA 2.1", context=15, radius=12, top=5, temperature=0.2, square=False),
 }
+# the settings that V-JEPA 2.1 tried
+SEARCH = tuple(
+    Method("as V-JEPA 2.1, searched", context, radius, top, temperature, square=square)
+    for context, radius, square, top, temperature in itertools.product(
+        (4, 7, 10, 15), (12, 24, 36), (False, True), (3, 5, 10), (0.01, 0.1, 0.2, 0.7)
+    )
+)
 
 
 def propagate(
@@ -80,10 +93,11 @@ def propagate(
     near_NN = jnp.asarray(neighbourhood(grid, method))
     out = np.zeros((frames, *given[0].shape), np.float32)
     out[0] = given[0]
+    unbounded = len(given) if method.anywhere else 0
     for frame in range(1, frames):
         ids, there = _context(frame, sorted(given), method)
         context = features[ids], jnp.asarray(out[ids]), jnp.asarray(there)
-        out[frame] = _carry(features[frame], *context, near_NN, method, len(given))
+        out[frame] = _carry(features[frame], *context, near_NN, method.temperature, method.top, unbounded)
         if frame in given:
             out[frame] = out[frame] * (1.0 - given[frame].sum(-1, keepdims=True)) + given[frame]
     return out
@@ -100,15 +114,13 @@ def _context(frame: int, given: list[int], method: Method) -> tuple[np.ndarray, 
     return ids, np.concatenate([np.arange(len(given)) < len(known), there])
 
 
-@functools.partial(jax.jit, static_argnames=("method", "permanent"))
-def _carry(query_ND, context_KND, labels_KNC, there_K, near_NN, method: Method, permanent: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("top", "unbounded"))
+def _carry(query_ND, context_KND, labels_KNC, there_K, near_NN, temperature, top: int, unbounded: int) -> jax.Array:
     likeness_NKM = jnp.einsum("nd,kmd->nkm", query_ND, context_KND, precision="highest")
-    near_NKM = jnp.broadcast_to(near_NN[:, None], likeness_NKM.shape)
-    if method.anywhere:
-        near_NKM = near_NKM.at[:, :permanent].set(True)
+    near_NKM = jnp.broadcast_to(near_NN[:, None], likeness_NKM.shape).at[:, :unbounded].set(True)
     likeness_NKM = jnp.where(near_NKM & there_K[None, :, None], likeness_NKM, -jnp.inf)
-    largest, where = jax.lax.top_k(likeness_NKM.reshape(len(query_ND), -1), method.top)
-    weights = jax.nn.softmax(largest / method.temperature, axis=-1)
+    largest, where = jax.lax.top_k(likeness_NKM.reshape(len(query_ND), -1), top)
+    weights = jax.nn.softmax(largest / temperature, axis=-1)
     labels = labels_KNC.reshape(-1, labels_KNC.shape[-1])[where]
     return jnp.einsum("nt,ntc->nc", weights, labels, precision="highest")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from vjepa_jax.config import ConfigError
-from vjepa_jax.evals.controls import TRAINED
+from vjepa_jax.evals.controls import PIXELS, TRAINED
 from vjepa_jax.evals.davis_metrics import boundary_accuracy, region_similarity, statistics
 from vjepa_jax.evals.features import Encode
-from vjepa_jax.evals.propagation import METHODS, propagate, to_masks, token_labels
+from vjepa_jax.evals.propagation import METHODS, SEARCH, Method, propagate, to_masks, token_labels
 from vjepa_jax.evals.scores import Score, bootstrap, score
 from vjepa_jax.evals.windows import encode_clips, padded, step_features
 from vjepa_jax.evals.worlds import Clip, clip_of
@@ -33,6 +34,8 @@ class Settings:
     frames: how a video encoder sees single frames: repeated (each fills a tubelet of its own), windows (clips that
       overlap by half are averaged, and stretched in time from tubelets to frames), or both, one after the other.
     interpolate: rows and columns are counted as in a clip of the trained size, instead of on beyond it.
+    search: of method vjepa21: settings are chosen for each encoder among those that V-JEPA 2.1 tried, by J&F of the
+      first `tune_videos` videos that are not scored; else they are those that it found best.
     """
 
     method: str = "dino"
@@ -41,6 +44,8 @@ class Settings:
     interpolate: bool = False
     batch_size: int = 1
     seeds: int = 3
+    search: bool = False
+    tune_videos: int = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +69,13 @@ class Video:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """An encoder, by the name that its scores carry, in one of the ways of `Settings.frames`."""
+    """An encoder by the name that its scores carry, in one of the ways of `Settings.frames`, and how its features carry
+    labels on."""
 
     name: str
     way: str
     seeds: list[Any]
+    how: Method
 
 
 Objects = list[np.ndarray]  # J and F of every object of a video, [2, frames]
@@ -79,8 +86,10 @@ def check(cfg: Settings, where: str) -> None:
     for key, allowed in (("method", METHODS), ("frames", FRAMES)):
         if getattr(cfg, key) not in allowed:
             raise ConfigError(f"{where}.{key}={getattr(cfg, key)!r} is not one of {', '.join(allowed)}")
-    if cfg.batch_size < 1 or cfg.size < 1:
-        raise ConfigError(f"{where}.batch_size and {where}.size must be at least 1")
+    if cfg.batch_size < 1 or cfg.size < 1 or cfg.tune_videos < 1:
+        raise ConfigError(f"{where}.batch_size, {where}.size and {where}.tune_videos must be at least 1")
+    if cfg.search and cfg.method != "vjepa21":
+        raise ConfigError(f"{where}.search is of {where}.method=vjepa21: {cfg.method} has settings of its own")
 
 
 def models(encoders: Mapping[str, Sequence[Any]], cfg: Settings, where: str) -> list[Model]:
@@ -91,7 +100,7 @@ def models(encoders: Mapping[str, Sequence[Any]], cfg: Settings, where: str) -> 
     """
     ways = FRAMES[cfg.frames] if clip_of(encoders, where, least_steps=1).frames > 1 else ("single",)
     sized = at_size(encoders, cfg, where)
-    return [Model(name, way, group) for way in ways for name, group in sized.items()]
+    return [Model(name, way, group, METHODS[cfg.method]) for way in ways for name, group in sized.items()]
 
 
 def at_size(encoders: Mapping[str, Sequence[Any]], cfg: Settings, where: str) -> dict[str, list[Any]]:
@@ -126,14 +135,28 @@ def evaluate(
         pixels = read_pictures(video.pictures, input_size(video.size, clip.patch, cfg, where))
         for model, seeds in zip(group, found, strict=True):
             for encode, one in zip(model.seeds, seeds, strict=True):
-                one.append(object_scores(video, predict(encode, video, pixels, clip, model.way, cfg)))
+                features = frame_features(encode, pixels, clip, model.way, cfg.batch_size)
+                one.append(object_scores(video, segment(features, video, pixels.shape[1:3], model.how)))
     return found, copied
 
 
-def predict(encode: Encode, video: Video, pixels: np.ndarray, clip: Clip, way: str, cfg: Settings) -> np.ndarray:
-    """Masks of a video by an encoder of its frames at their input size (`read_pictures`): uint8 [F, H, W]."""
-    features = frame_features(encode, pixels, clip, way, cfg.batch_size)
-    return segment(features, video, pixels.shape[1:3], cfg.method)
+def searched(videos: Iterable[Video], group: Sequence[Model], clip: Clip, cfg: Settings, where: str) -> list[Model]:
+    """Models with the settings of propagation.SEARCH by which their first seed has the highest J&F on `videos`.
+
+    Raises:
+      ConfigError: no video, or as for `input_size`.
+    """
+    found: list[list[list[Objects]]] = [[[] for _ in SEARCH] for _ in group]
+    for video in itertools.islice((video for video in videos if video.scored), cfg.tune_videos):
+        pixels = read_pictures(video.pictures, input_size(video.size, clip.patch, cfg, where))
+        for model, tried in zip(group, found, strict=True):
+            features = frame_features(model.seeds[0], pixels, clip, model.way, cfg.batch_size)
+            for how, one in zip(SEARCH, tried, strict=True):
+                one.append(object_scores(video, segment(features, video, pixels.shape[1:3], how)))
+    if not found[0][0]:
+        raise ConfigError(f"{where}.search needs videos to choose settings by besides those that are scored")
+    best = [int(np.argmax([summary(videos)["J&F"] for videos in tried])) for tried in found]
+    return [dataclasses.replace(model, how=SEARCH[i]) for model, i in zip(group, best, strict=True)]
 
 
 def input_size(frame: tuple[int, int], patch: int, cfg: Settings, where: str) -> tuple[int, int]:
@@ -166,13 +189,13 @@ def frame_features(encode: Encode, pixels: np.ndarray, clip: Clip, way: str, bat
     return np.asarray(jax.image.resize(steps, (clip.tubelet * len(steps), *steps.shape[1:]), "cubic"))[:frames]
 
 
-def segment(features: np.ndarray, video: Video, inner: tuple[int, int], method: str) -> np.ndarray:
+def segment(features: np.ndarray, video: Video, inner: tuple[int, int], how: Method) -> np.ndarray:
     """Objects carried on from the frames that they are given in: uint8 [F, H, W].
 
     Args:
       features: [F, rows, columns, D], of frames of height and width `inner`.
     """
-    how, grid = METHODS[method], features.shape[1:3]
+    grid = features.shape[1:3]
     count = 1 + max(int(mask.max()) for mask in video.given.values())
     labels = {frame: token_labels(mask, grid, inner, count, how) for frame, mask in video.given.items()}
     for frame in labels.keys() - {0}:
@@ -223,13 +246,16 @@ def rows(
     """
     summaries, count = [summary(videos) for videos in seeds], len(seeds[0])
     notes = [note] if note else []
+    windows = ", windows" if model and model.way == "windows" else ""
     if model:
-        notes += [f"{cfg.size} px, frames {model.way}"] + ["positions interpolated"] * cfg.interpolate
+        notes.append(f"{cfg.size} px, frames {model.way}")
+        notes += ["positions interpolated"] * (cfg.interpolate and model.name != PIXELS)
+        notes += [f"{model.how.settings()}, chosen on other videos"] * cfg.search
     for metric in metrics:
         resampled = functools.partial(_resampled, seeds, metric)
         yield score(
             benchmark,
-            f"{metric}, {METHODS[cfg.method].title}{', windows' if model and model.way == 'windows' else ''}",
+            f"{metric}, {(model.how if model else METHODS[cfg.method]).title}{windows}",
             model.name if model else COPY,
             [one[metric] for one in summaries],
             count=sum(map(len, seeds[0])),

@@ -64,12 +64,14 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
             f"{BENCHMARK}.valid={cfg.valid!r} and {BENCHMARK}.submission={cfg.submission!r} go together: the official "
             "valid folder, and a folder to write masks to"
         )
-    if cfg.path or not cfg.valid:
+    if cfg.path or cfg.search or not cfg.valid:
         objects = chosen(cfg)
     if cfg.valid:
         hidden = read_objects(cfg.valid, "valid")
         check_layout(cfg.valid, "valid", hidden)
     group, clip = vos.models(encoders, cfg, BENCHMARK), clip_of(encoders, BENCHMARK, least_steps=1)
+    if cfg.search:
+        group = vos.searched(read_videos(cfg.path, tuning(cfg, objects)), group, clip, cfg, BENCHMARK)
     scores: list[Score] = []
     if cfg.path:
         for row in _scores(read_videos(cfg.path, objects), group, clip, cfg):
@@ -115,6 +117,14 @@ def chosen(cfg: Config) -> dict[str, Objects]:
     objects = {name: objects[name] for name in names}
     check_layout(cfg.path, "path", objects)
     return objects
+
+
+def tuning(cfg: Config, scored: Mapping[str, Objects]) -> dict[str, Objects]:
+    """Objects of the videos that a search chooses settings by: the first ones that are neither scored nor held out."""
+    every = read_objects(cfg.path, "path")
+    names = [name for name in every if name not in scored and not held_out(name)][: cfg.tune_videos]
+    check_layout(cfg.path, "path", names)
+    return {name: every[name] for name in names}
 
 
 def read_objects(path: str, key: str) -> dict[str, Objects]:
@@ -201,7 +211,8 @@ def submit(objects: Mapping[str, Objects], group: Sequence[vos.Model], clip: Cli
         for model in group:
             folder = Path(cfg.submission) / (model.way if len(group) > 1 else "") / "Annotations" / video.name
             folder.mkdir(parents=True, exist_ok=True)
-            found = vos.predict(model.seeds[0], video, pixels, clip, model.way, cfg)
+            features = vos.frame_features(model.seeds[0], pixels, clip, model.way, cfg.batch_size)
+            found = vos.segment(features, video, pixels.shape[1:3], model.how)
             for picture, mask in zip(video.pictures, found, strict=True):
                 if picture.stem in wanted or not wanted:
                     image = Image.fromarray(mask)
