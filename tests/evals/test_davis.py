@@ -224,6 +224,14 @@ def test_black_and_white_masks_are_a_benchmark_of_their_own(tmp_path, encoder, r
         davis.run({controls.TRAINED: [encoder]}, davis.Config(path=str(tmp_path / "davis2017")))
 
 
+def test_void_pixels_are_background(tmp_path):
+    mask = Image.fromarray(np.array([[0, 1, 255], [2, 255, 255]], np.uint8))
+    mask.putpalette([0] * 768)
+    mask.save(tmp_path / "mask.png")
+    assert vos.has_palette(tmp_path / "mask.png")
+    np.testing.assert_array_equal(vos.read_mask(tmp_path / "mask.png"), [[0, 1, 0], [2, 0, 0]])
+
+
 @pytest.mark.parametrize("palette", [False, True])
 def test_a_split_is_one_of_the_lists(tmp_path, palette):
     cfg = write_davis(tmp_path, palette=palette)

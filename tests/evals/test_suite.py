@@ -102,6 +102,16 @@ def test_the_hash_changes_with_settings_and_code(monkeypatch):
     assert suite.protocol_hash("surprise", SMALL) != first
 
 
+def test_the_hash_changes_with_code_that_protocols_share(monkeypatch):
+    """DAVIS and YouTube-VOS have settings and code in common, in a module of their own."""
+    known = [suite.protocol_hash(name, suite.CONFIGS[name]()) for name in ("davis", "youtube_vos", "surprise")]
+    text = suite.inspect.getsource
+    changed = lambda module: text(module) + ("# changed" if module.__name__.endswith(".vos") else "")
+    monkeypatch.setattr(suite.inspect, "getsource", changed)
+    after = [suite.protocol_hash(name, suite.CONFIGS[name]()) for name in ("davis", "youtube_vos", "surprise")]
+    assert [a == b for a, b in zip(known, after, strict=True)] == [False, False, True]
+
+
 def test_mistakes_are_one_line(folder, file, tmp_path, capsys):
     for argv, message in (
         (("--config", file, "--checkpoint", str(tmp_path / "nowhere")), "is no folder to write scores to"),

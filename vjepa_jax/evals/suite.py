@@ -152,11 +152,13 @@ class _Timed:
 
 
 def protocol_hash(name: str, cfg: Any) -> str:
-    """12 hexadecimal digits that change with the protocol's name, any of its settings, or the text of its module.
+    """12 hexadecimal digits that change with the protocol's name, any of its settings, or the text of the modules that
+    these are declared in.
 
     Numbers of one hash may be compared; of different ones they were not measured alike.
     """
-    code = inspect.getsource(sys.modules[type(cfg).__module__])
+    modules = dict.fromkeys(cls.__module__ for cls in type(cfg).__mro__ if cls is not object)
+    code = "".join(inspect.getsource(sys.modules[module]) for module in modules)
     text = json.dumps([name, to_plain(cfg), code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
