@@ -6,7 +6,7 @@ COMMAND: vjepa eval --config experiments/evals/youtube_vos.py --checkpoint RUN -
 HARDWARE: one GPU; a CPU for --config.youtube_vos.size=128 and a few videos (--config.youtube_vos.videos)
 PUBLISHED NUMBER: on another local split (20 % of train) in V-JEPA 2.1's way:
    V-JEPA 2 ViT-g 53.7, V-JEPA 2.1 ViT-g 72.3, ViT-G 72.7, DINOv3 7B 74.1
-MEASURED: not run, the data are not to be had here; tested on made folders
+MEASURED: not run: the data were not at hand; on folders made in its layout it is tested
 """
 
 from ml_collections import ConfigDict

@@ -11,7 +11,8 @@ from PIL import Image
 from vjepa_jax.config import ConfigError, from_config_dict
 from vjepa_jax.encoder import Encoder
 from vjepa_jax.evals import controls, davis, tables, vos
-from vjepa_jax.evals.davis_metrics import boundary, boundary_accuracy, region_similarity, statistics
+from vjepa_jax.evals.davis import boundary_accuracy, region_similarity
+from vjepa_jax.evals.davis_metrics import boundary, statistics
 from vjepa_jax.evals.features import pixel_features
 from vjepa_jax.evals.propagation import METHODS
 from vjepa_jax.evals.windows import window_starts

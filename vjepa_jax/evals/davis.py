@@ -11,8 +11,11 @@ from typing import Any
 from vjepa_jax.config import ConfigError
 from vjepa_jax.config_build import hint
 from vjepa_jax.evals import vos
+from vjepa_jax.evals.davis_metrics import boundary_accuracy, region_similarity
 from vjepa_jax.evals.scores import OnScore, Score
 from vjepa_jax.evals.worlds import clip_of
+
+__all__ = ["Config", "boundary_accuracy", "region_similarity", "run"]
 
 LAYOUT = "{path}/JPEGImages/480p/SEQUENCE/00000.jpg ... and {path}/Annotations/480p/SEQUENCE/00000.png ..."
 METRICS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
