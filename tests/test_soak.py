@@ -8,7 +8,7 @@ import pytest
 
 from .processes import kill, losses, start, train, wait_for_step, wait_until
 
-KILLS = int(os.environ.get("VJEPA_SOAK_KILLS", "8"))  # of each kind about a third
+KILLS = int(os.environ.get("VJEPA_SOAK_KILLS", "6"))  # of each kind about a third
 
 
 @pytest.fixture
