@@ -34,6 +34,14 @@ def forecast(model: Any, video: np.ndarray, context_steps: int, steps: int, plac
     return predicted[..., -_width(model, predicted.shape[-1]) :]
 
 
+def errors(model: Any, video: np.ndarray, contexts: Sequence[int], steps: int, places: int) -> np.ndarray:
+    """Mean L1 distance of the predicted and the real latents of all later steps, after each number of context steps:
+    float32 [B, contexts]."""
+    real = latents(model, video)
+    each = [abs(forecast(model, video, c, steps, places) - real[:, c:]).mean((1, 2, 3)) for c in contexts]
+    return np.stack([np.asarray(e) for e in each], 1)
+
+
 def _width(model: Any, predicted: int) -> int:
     """Channels of one level."""
     run = getattr(model, "run", None)

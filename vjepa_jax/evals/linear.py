@@ -28,8 +28,11 @@ class LinearProbe:
 
     def predict(self, x_ND: np.ndarray) -> np.ndarray:
         """Classes, int64 [N]."""
-        logits_NC = ((x_ND - self.mean) * self.scale) @ self.kernel_DC + self.bias_C
-        return logits_NC.argmax(-1)
+        return self.logits(x_ND).argmax(-1)
+
+    def logits(self, x_ND: np.ndarray) -> np.ndarray:
+        """[N, C]."""
+        return ((x_ND - self.mean) * self.scale) @ self.kernel_DC + self.bias_C
 
 
 def train_linear(

@@ -24,6 +24,7 @@ from vjepa_jax.config_build import build, hint
 from vjepa_jax.encoder import Encoder
 from vjepa_jax.evals import (
     action_detection,
+    anomaly,
     anticipation,
     boundaries,
     classification,
@@ -43,6 +44,7 @@ from vjepa_jax.training.files import write_bytes, write_json
 
 PROTOCOLS: dict[str, tuple[type, Callable[..., list[Score]]]] = {
     "action_detection": (action_detection.Config, action_detection.run),
+    "anomaly": (anomaly.Config, anomaly.run),
     "anticipation": (anticipation.Config, anticipation.run),
     "boundaries": (boundaries.Config, boundaries.run),
     "classification": (classification.Config, classification.run),

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from vjepa_jax.config import ConfigError
-from vjepa_jax.evals.forecast import forecast, forecasters, latents
+from vjepa_jax.evals.forecast import errors, forecasters
 from vjepa_jax.evals.scores import OnScore, Score, bootstrap, mean_interval, score
 from vjepa_jax.evals.surprise_data import LAYOUTS, Pair, read_pairs, world_pairs
 from vjepa_jax.evals.worlds import Clip, clip_of, in_batches
@@ -100,13 +100,7 @@ def surprise_of_pairs(model: Any, pairs: Sequence[Pair], clip: Clip, cfg: Config
     """Surprise of each pair's possible and impossible video at each context: float64 [contexts, pairs, 2]."""
     contexts = tuple(c // clip.tubelet for c in cfg.contexts)
 
-    def of_batch(video: np.ndarray) -> np.ndarray:
-        real = latents(model, video)
-        errors = [
-            abs(forecast(model, video, c, clip.steps, clip.places) - real[:, c:]).mean((1, 2, 3)) for c in contexts
-        ]
-        return np.stack([np.asarray(e) for e in errors], 1)
-
+    of_batch = lambda video: errors(model, video, contexts, clip.steps, clip.places)
     surprises = np.empty((len(contexts), len(pairs), 2))
     for first in range(0, len(pairs), cfg.batch_size):  # so many are held in memory, cut into windows
         some = pairs[first : first + cfg.batch_size]
