@@ -11,7 +11,7 @@ from data_pipelines.sources import DataError
 from vjepa_jax import config_file
 from vjepa_jax.config import ConfigError, ModelConfig, from_config_dict
 from vjepa_jax.encoder import Encoder
-from vjepa_jax.evals import classification, controls
+from vjepa_jax.evals import classification, classification_data, controls
 from vjepa_jax.evals.classification import BEST, CHOSEN, Config
 from vjepa_jax.evals.features import pixel_features
 from vjepa_jax.evals.sequences import Reader, sequence
@@ -169,6 +169,67 @@ def test_seeds_and_controls_stand_in_the_scores(manifest):
     assert rows == seen and len(rows) == 2 * 4
     assert {r["encoder"] for r in rows} == {"trained", "random init", "single frame", "shuffled frames"}
     assert all(r["seeds"] == 2 and r["low"] is not None and r["benchmark"] == manifest.parent.name for r in rows)
+
+
+@pytest.fixture(scope="module")
+def scenes(manifest, tmp_path_factory):
+    """A folder with labels.csv: twelve scenes, each with a video of every class."""
+    folder = tmp_path_factory.mktemp("scenes")
+    lines = [f"{manifest.parent / str(i)}.mp4,{'abcd'[i % 4]},{i // 4:02d}" for i in range(48)]
+    (folder / "labels.csv").write_text("\n".join(["path,label,scene", *lines]) + "\n")
+    return folder
+
+
+def test_folds_of_scenes_test_every_video_once(scenes):
+    cfg = settings(scenes, folds=3, segments=1, views=1, cache=True)
+    named = {"trained": [pixels], "collapsed": [constant]}
+    rows = classification.run(named, cfg)
+    found = by_metric(rows, "trained")[f"{CHOSEN}, cached features"]
+    assert found["value"] >= 80.0 and found["count"] == 48 and found["low"] <= found["value"] <= found["high"]
+    assert "3 folds of 12 groups" in found["note"] and found["benchmark"] == scenes.name
+    # one answer for all videos of a fold, of which every class has a quarter
+    assert {row["value"] for row in rows if row["encoder"] == "collapsed"} == {25.0}
+
+
+def test_scenes_are_never_on_both_sides(scenes):
+    cfg = classification_data.fitted(settings(scenes, folds=4), {})
+    assert cfg.path == str(scenes / "labels.csv") and cfg.train == cfg.test == ""
+    parts = classification_data.open_folds(cfg)
+    assert sorted(np.concatenate([part.test_rows for part in parts]).tolist()) == list(range(48))
+    for part in parts:
+        train, test = set(part.groups[part.rows]), set(part.groups[part.test_rows])
+        out = classification._kept_out(cfg, part, seed=0)
+        assert not train & test and len(train) == 9 and out.sum() == 8  # two scenes of four videos, of 36
+        assert not out[part.test_rows].any()
+        assert not set(part.groups[out]) & set(part.groups[part.rows[~out[part.rows]]])
+
+
+def test_clips_as_the_encoder_was_trained_and_of_a_span(encoder, manifest):
+    cfg = settings(manifest, frames=0, resolution=0, seconds=2.0)
+    fitted = classification_data.fitted(cfg, {"trained": [encoder]})
+    assert (fitted.frames, fitted.resolution) == (4, 16)
+    # videos of 8 frames a second: 4 frames of 2 seconds are every fourth of 8, in the middle
+    batch = next(classification_data.middle(fitted, fitted.path, "test", 1, [0], batch=1))
+    four = next(classification_data.middle(settings(manifest, frame_step=4), fitted.path, "test", 1, [0], batch=1))
+    np.testing.assert_array_equal(batch["video"], four["video"])
+
+
+def test_folds_that_cannot_be_made_are_one_line(scenes, manifest, tmp_path):
+    run = lambda cfg: classification.run({"trained": [pixels]}, cfg)
+    with pytest.raises(ConfigError, match=r"path is empty: give a manifest with the columns path,label,scene"):
+        run(Config(folds=4))
+    with pytest.raises(ConfigError, match=r"58 of 58 videos are of no scene: .* columns path,label,scene, or a folder"):
+        run(settings(manifest, folds=4))
+    with pytest.raises(ConfigError, match="13 folds of 12 groups of videos: ask for 2 to 12"):
+        run(settings(scenes, folds=13))
+    with pytest.raises(ConfigError, match="leave test_path empty"):
+        run(settings(scenes, folds=3, test_path="x.csv"))
+    with pytest.raises(ConfigError, match="frames, resolution and seconds must not be negative"):
+        run(settings(scenes, folds=3, seconds=-1.0))
+    lines = [f"{manifest.parent / str(i)}.mp4,{i},{i}" for i in range(4)]
+    (tmp_path / "alone.csv").write_text("\n".join(["path,label,scene", *lines]) + "\n")
+    with pytest.raises(ConfigError, match=r"class 0 has videos in one of 2 folds only.*: give it more scenes"):
+        run(settings(tmp_path / "alone.csv", folds=2))
 
 
 def test_sequences_hold_all_segments_and_layers(encoder):

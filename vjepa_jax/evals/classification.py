@@ -5,7 +5,8 @@ clips, which are never kept. A video is S segments, encoded each on its own; all
 encoder where `layers` names some, are one sequence for the probe. At test time the softmax is averaged over V crops.
 
 The published number is the best head on the test videos, which choose it: an optimistic one. Beside it stands the head
-that held-out training videos choose.
+that held-out training videos choose. With `folds`, a small set is cross-validated over whole groups of videos (scenes),
+of which the held-out videos are taken too: a head is chosen in each fold, and intervals resample groups.
 
 Shape suffixes: G heads, B videos, S segments, V views, N tokens, D embedding, C classes.
 """
@@ -18,17 +19,16 @@ from pathlib import PurePath
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
-from data_pipelines import labelled, pipeline
-from data_pipelines.sources import Source
-from vjepa_jax.config import AugmentConfig, ConfigError, DataConfig, ModelConfig
+from vjepa_jax.config import AugmentConfig, ConfigError, ModelConfig
 from vjepa_jax.config_augment import validate_augment
 from vjepa_jax.config_build import hint
-from vjepa_jax.evals import controls
+from vjepa_jax.evals import controls, token_cache
 from vjepa_jax.evals.attentive import PUBLISHED_LRS, PUBLISHED_WEIGHT_DECAYS
+from vjepa_jax.evals.classification_data import Data, fitted, middle, open_folds, open_splits, test_of, training
 from vjepa_jax.evals.features import held_out
+from vjepa_jax.evals.groups import group_bootstrap, hold_out_groups
 from vjepa_jax.evals.heads import Heads, Setting
 from vjepa_jax.evals.scores import OnScore, Score, mean_interval, score
 from vjepa_jax.evals.sequences import Control, Reader
@@ -51,9 +51,11 @@ class Config:
     name: str = ""  # of the benchmark in scores; "": that of the manifest's folder
     train: str = "train"
     test: str = "test"
-    frames: int = 16
+    folds: int = 0  # of whole groups (column scene or group), each the test of the others; then splits are passed over
+    frames: int = 16  # 0: as the trained encoder's clips
     frame_step: int = 4
-    resolution: int = 256
+    seconds: float = 0.0  # that a clip spans, at any frame rate; 0: frame_step
+    resolution: int = 256  # 0: the trained encoder's
     segments: int = 2  # of training and test videos alike
     views: int = 3  # crops of a test video
     layers: tuple[int, ...] = ()  # blocks of the encoder, from 0 and ending with the last; (): the features alone
@@ -100,45 +102,36 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
       ConfigError, DataError: settings or data that cannot be used.
     """
     check(cfg)
-    data = _open(cfg)
+    cfg = fitted(cfg, encoders)
+    parts = open_folds(cfg) if cfg.folds else [open_splits(cfg)]
     named = {name: list(group) for name, group in encoders.items()}
     for control in cfg.controls:
         named[control] = [Control(CONTROLS[control], encoder) for encoder in named[controls.TRAINED]]
     outcomes: dict[str, list[_Outcome]] = {name: [] for name in named}
     for seed in range(cfg.seeds):
         chosen = {name: group[seed % len(group)] for name, group in named.items()}
-        for name, outcome in _one_seed(chosen, cfg, data, seed).items():
-            outcomes[name].append(outcome)
-    scores = [row for name, runs in outcomes.items() for row in _scores(name, runs, cfg, data)]
+        folds = [_one_seed(chosen, cfg, data, seed) for data in parts]
+        for name in named:
+            outcomes[name].append(_joined([fold[name] for fold in folds]))
+    scores = [row for name, runs in outcomes.items() for row in _scores(name, runs, cfg, parts)]
     for row in scores:
         if on_score:
             on_score(row)
     return scores
 
 
-# ------------------------------------------------------------------------------------------------------------- data
-
-
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    """Training videos with their labels, and the labels of the test videos."""
-
-    source: Source
-    labels: np.ndarray
-    test_labels: np.ndarray
-
-    @property
-    def num_classes(self) -> int:
-        return int(max(self.labels.max(), self.test_labels.max())) + 1
-
-
 def check(cfg: Config) -> None:
     """Raises ConfigError for settings that cannot be run."""
     if not cfg.path:
         raise ConfigError(
-            "classification.path is empty: give a manifest with the columns path,label,split (splits "
-            f"{cfg.train} and {cfg.test}), e.g. --config.classification.path=ssv2/manifest.csv"
+            "classification.path is empty: give a manifest with the columns "
+            + ("path,label,scene" if cfg.folds else f"path,label,split (splits {cfg.train} and {cfg.test})")
+            + ", e.g. --config.classification.path=ssv2/manifest.csv"
         )
+    if cfg.folds and cfg.test_path:
+        raise ConfigError("classification.folds divides the videos of path: leave test_path empty")
+    if min(cfg.folds, cfg.frames, cfg.resolution, cfg.seconds) < 0:
+        raise ConfigError("classification.folds, frames, resolution and seconds must not be negative")
     for name in cfg.controls:
         if name not in CONTROLS:
             raise ConfigError(
@@ -146,7 +139,7 @@ def check(cfg: Config) -> None:
             )
     if not 0.0 < cfg.held_out < 1.0:
         raise ConfigError(f"classification.held_out={cfg.held_out} must lie between 0 and 1, e.g. 0.1")
-    for key in ("frames", "frame_step", "segments", "views", "epochs", "batch_size", "depth", "seeds", "encode_batch"):
+    for key in ("frame_step", "segments", "views", "epochs", "batch_size", "depth", "seeds", "encode_batch"):
         if getattr(cfg, key) < 1:
             raise ConfigError(f"classification.{key}={getattr(cfg, key)} must be at least 1")
     if cfg.micro_batch and cfg.batch_size % cfg.micro_batch:
@@ -156,70 +149,6 @@ def check(cfg: Config) -> None:
     if not head_settings(cfg, 1):
         raise ConfigError("classification has no head: give lrs and weight_decays, or extra_heads")
     validate_augment(AugmentConfig(rand_augment=cfg.rand_augment, erase_prob=cfg.erase_prob))
-
-
-def _open(cfg: Config) -> _Data:
-    source, labels = labelled.open_labelled(cfg.path, cfg.train)
-    test_source, test_labels = labelled.open_labelled(*_test(cfg))
-    names, test_names = source.class_names, test_source.class_names
-    if names and test_names and names != test_names:
-        odd = sorted(set(names) ^ set(test_names))[:3]
-        raise ConfigError(
-            f"{cfg.path} and {_test(cfg)[0]} have different classes ({', '.join(odd)}, ...), so that a label means two "
-            "things: put both into one manifest with a `split` column"
-        )
-    if len(np.unique(labels)) < 2:
-        raise ConfigError(f"the training videos of {cfg.path} have one class only: nothing is to be learnt")
-    return _Data(source, labels, test_labels)
-
-
-def _test(cfg: Config) -> tuple[str, str]:
-    """Path and split of the test videos."""
-    return cfg.test_path or cfg.path, cfg.test
-
-
-def _training(cfg: Config, data: _Data, seed: int) -> Iterator[dict[str, np.ndarray]]:
-    """Freshly cut and augmented training videos, "video" uint8 [B, S, T, H, W, 3]."""
-    clips = DataConfig(
-        path=cfg.path,
-        split=cfg.train,
-        num_frames=cfg.frames,
-        frame_step=cfg.frame_step,
-        clips_per_video=cfg.segments,
-        resolution=cfg.resolution,
-        random_resize_scale=cfg.crop_scale,
-        random_resize_aspect=cfg.crop_aspect,
-        hflip=cfg.hflip,
-        augment=AugmentConfig(rand_augment=cfg.rand_augment, erase_prob=cfg.erase_prob),
-        num_workers=cfg.num_workers,
-        num_threads=cfg.num_threads,
-    )
-    everything = range(len(data.labels))
-    return labelled.training_batches(
-        data.source, clips, rows=everything, batch_size=cfg.batch_size, epochs=cfg.epochs, seed=seed
-    )
-
-
-def _middle(cfg: Config, path: str, split: str, views: int, rows: Sequence[int] | None = None, batch: int = 0):
-    """Videos in order, the middle clip of every segment, "video" uint8 [B, S, V, T, H, W, 3]."""
-    batch = batch or max(1, cfg.encode_batch // (cfg.segments * views))
-    batches = pipeline.eval_batches(
-        path,
-        split=split,
-        num_frames=cfg.frames,
-        frame_step=cfg.frame_step,
-        size=(cfg.resolution, cfg.resolution),
-        batch_size=batch,
-        segments=cfg.segments,
-        views=views,
-        num_workers=cfg.num_workers,
-        num_threads=cfg.num_threads,
-        rows=rows,
-        pictures=True,
-    )
-    for found in batches:
-        video = found["video"]
-        yield found | {"video": video.reshape(batch, cfg.segments, views, *video.shape[-4:])}
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -234,18 +163,36 @@ def head_settings(cfg: Config, steps_per_epoch: int) -> list[Setting]:
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """One encoder, one seed: which test videos every head has right, and what the held-out videos chose."""
+    """One encoder, one seed: which test videos every head has right, which the chosen one, and who that is in each
+    fold."""
 
     right_GM: np.ndarray
-    chosen: int
+    right_M: np.ndarray
+    chosen: tuple[int, ...]
     settings: list[Setting]
 
 
-def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: _Data, seed: int) -> dict[str, _Outcome]:
+def _joined(folds: Sequence[_Outcome]) -> _Outcome:
+    """Folds one after the other."""
+    right_GM, right_M = (np.concatenate([getattr(o, key) for o in folds], -1) for key in ("right_GM", "right_M"))
+    return _Outcome(right_GM, right_M, tuple(head for o in folds for head in o.chosen), folds[0].settings)
+
+
+def _kept_out(cfg: Config, data: Data, seed: int) -> np.ndarray:
+    """The training videos that choose, bool of all rows."""
+    rng, labels, out = np.random.default_rng(seed), data.labels[data.rows], np.zeros(len(data.labels), bool)
+    if data.groups is None:
+        out[data.rows] = held_out(labels, rng, cfg.held_out)
+    else:
+        out[data.rows] = hold_out_groups(labels, data.groups[data.rows], rng, cfg.held_out)
+    return out
+
+
+def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: Data, seed: int) -> dict[str, _Outcome]:
     """All encoders on the same batches, so that every video is decoded once."""
-    keeps_out = held_out(data.labels, np.random.default_rng(seed), cfg.held_out)
-    steps = len(data.labels) * cfg.epochs // cfg.batch_size
-    settings = head_settings(cfg, max(len(data.labels) // cfg.batch_size, 1))
+    keeps_out = _kept_out(cfg, data, seed)
+    steps = len(data.rows) * cfg.epochs // cfg.batch_size
+    settings = head_settings(cfg, max(len(data.rows) // cfg.batch_size, 1))
     model = AttentiveClassifier(
         data.num_classes, cfg.num_heads, cfg.depth, cfg.mlp_ratio, dtype=jax.numpy.dtype(cfg.dtype)
     )
@@ -254,9 +201,11 @@ def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: _Data, seed: int) 
     heads = {name: make() for name in encoders}
     reader = Reader(encoders, cfg.layers, cfg.dtype, cfg.encode_batch)
     if cfg.standardize:
-        reader.fit(itertools.islice(_training(cfg, data, seed), cfg.standardize))
+        reader.fit(itertools.islice(training(cfg, data, seed), cfg.standardize))
     if cfg.cache:
-        batches = _cached_batches(_cache(reader, cfg, data), cfg, seed)
+        clips = middle(cfg, cfg.path, cfg.train, 1, data.rows)
+        cached = token_cache.fill(reader, clips, len(data.rows), cfg.cache_gib)
+        batches = token_cache.batches_of(cached, cfg.epochs, cfg.batch_size, seed, cfg.dtype)
     else:
         batches = _streamed(reader, cfg, data, seed)
     for rows, tokens in batches:
@@ -267,17 +216,18 @@ def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: _Data, seed: int) 
 
     chooses, reported = slice(0, len(settings)), slice(len(settings) * (copies - 1), None)
     rows = np.flatnonzero(keeps_out)
-    on_held_out = _right(reader, heads, _middle(cfg, cfg.path, cfg.train, 1, rows))
-    on_test = _right(reader, heads, _middle(cfg, *_test(cfg), cfg.views))
-    return {
-        name: _Outcome(on_test[name][reported], int(on_held_out[name][chooses].sum(1).argmax()), settings)
-        for name in encoders
-    }
+    on_held_out = _right(reader, heads, middle(cfg, cfg.path, cfg.train, 1, rows))
+    on_test = _right(reader, heads, middle(cfg, *test_of(cfg), cfg.views, data.test_rows))
+    outcomes = {}
+    for name in encoders:
+        right_GM, head = on_test[name][reported], int(on_held_out[name][chooses].sum(1).argmax())
+        outcomes[name] = _Outcome(right_GM, right_GM[head], (head,), settings)
+    return outcomes
 
 
-def _streamed(reader: Reader, cfg: Config, data: _Data, seed: int):
+def _streamed(reader: Reader, cfg: Config, data: Data, seed: int):
     """Rows of every batch and a function from an encoder's name to its tokens."""
-    for batch in _training(cfg, data, seed):
+    for batch in training(cfg, data, seed):
         yield batch["index"], functools.partial(reader, video=batch["video"])
 
 
@@ -294,66 +244,29 @@ def _right(reader: Reader, heads: Mapping[str, Heads], batches) -> dict[str, np.
     return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cache:
-    """Tokens of training videos by encoder, bfloat16 [M, N, D], and their rows, int [M], without undecodable ones."""
-
-    tokens: dict[str, np.ndarray]
-    rows: np.ndarray
-
-
-def _cache(reader: Reader, cfg: Config, data: _Data) -> _Cache:
-    """The middle clips of all training videos, encoded once."""
-    kept, rows = {name: [] for name in reader.encoders}, []
-    for batch in _middle(cfg, cfg.path, cfg.train, 1):
-        real = batch["index"] >= 0
-        rows.append(batch["index"][real])
-        for name, parts in kept.items():
-            parts.append(np.asarray(reader(name, batch["video"][:, :, 0])[real]).astype(ml_dtypes.bfloat16))
-        if len(rows) == 1:
-            _check_memory(cfg, len(data.labels), sum(parts[0][:1].nbytes for parts in kept.values()))
-    return _Cache({name: np.concatenate(parts) for name, parts in kept.items()}, np.concatenate(rows))
-
-
-def _check_memory(cfg: Config, videos: int, size: int) -> None:
-    need = videos * size / 2**30
-    if need > cfg.cache_gib:
-        raise ConfigError(
-            f"classification.cache would take {need:.1f} GiB for all encoders and controls, more than "
-            f"cache_gib={cfg.cache_gib:g}: raise it, lower segments or controls, or leave cache=False"
-        )
-
-
-def _cached_batches(cached: _Cache, cfg: Config, seed: int):
-    rng = np.random.default_rng([seed, 1])
-    order = np.concatenate([rng.permutation(len(cached.rows)) for _ in range(cfg.epochs)])
-    if len(order) < cfg.batch_size:
-        raise ConfigError(
-            f"{len(order)} training videos are fewer than classification.batch_size={cfg.batch_size}: lower it"
-        )
-    for start in range(0, len(order) - cfg.batch_size + 1, cfg.batch_size):
-        places = order[start : start + cfg.batch_size]
-        yield cached.rows[places], lambda name, at=places: jax.numpy.asarray(cached.tokens[name][at], cfg.dtype)
-
-
-def _scores(name: str, runs: Sequence[_Outcome], cfg: Config, data: _Data) -> Iterator[Score]:
-    """The two rows of an encoder: seeds give the interval, of one seed the test videos do."""
+def _scores(name: str, runs: Sequence[_Outcome], cfg: Config, parts: Sequence[Data]) -> Iterator[Score]:
+    """The two rows of an encoder: seeds give the interval, of one seed the test videos do, of folds their groups."""
     benchmark = cfg.name or PurePath(cfg.path).parent.name or PurePath(cfg.path).stem
     for metric in (BEST, CHOSEN):
-        picked = [int(o.right_GM.sum(1).argmax()) if metric == BEST else o.chosen for o in runs]
-        right = [o.right_GM[head] for o, head in zip(runs, picked, strict=True)]
-        how = ", ".join(dict.fromkeys(str(o.settings[head]) for o, head in zip(runs, picked, strict=True)))
+        heads = [(int(o.right_GM.sum(1).argmax()),) if metric == BEST else o.chosen for o in runs]
+        right = [o.right_GM[own[0]] if metric == BEST else o.right_M for o, own in zip(runs, heads, strict=True)]
+        how = ", ".join(dict.fromkeys(str(runs[0].settings[head]) for own in heads for head in own))
         counts = ", ".join(str(int(r.sum())) for r in right)
         notes = [f"{how}; right: {counts} of {len(right[0])}; {cfg.path}"]
+        notes += [f"{cfg.folds} folds of {len(set(parts[0].groups.tolist()))} groups"] if cfg.folds else []
         notes += ["heads did not see the held-out videos"] if not cfg.retrain else []
         notes += ["features standardised"] if cfg.standardize else []
         notes += ["cheap mode: training clips encoded once, without augmentation"] if cfg.cache else []
+        interval = mean_interval(right[0], scale=100.0) if len(runs) == 1 else None
+        if cfg.folds:
+            share_M, groups = 100.0 * np.mean(right, axis=0), np.concatenate([p.groups[p.test_rows] for p in parts])
+            interval = group_bootstrap(lambda rows, share_M=share_M: float(share_M[rows].mean()), groups)
         yield score(
             *(benchmark, metric + (", cached features" if cfg.cache else ""), name),
             [100.0 * float(r.mean()) for r in right],
             count=len(right[0]),
-            interval=mean_interval(right[0], scale=100.0) if len(runs) == 1 else None,
-            chance=100.0 / len(np.unique(data.labels)),
+            interval=interval,
+            chance=100.0 / len(np.unique(parts[0].labels)),
             note="; ".join(notes),
         )
 

@@ -1,0 +1,30 @@
+"""EgoGestAR, 160 first-person gestures: which of 10, by the attentive probe, cross-validated over 4 folds of 4 scenes.
+
+COMMAND: vjepa eval --config experiments/evals/gestures.py --checkpoint RUN --config.classification.path=FOLDER
+   (FOLDER/labels.csv with the columns path,label,scene; with :cached, on features that are encoded once, for a CPU;
+   more decoders: --config.classification.num_workers=8)
+HARDWARE: minutes on one GPU; for :cached and encoders of 64 pixels and less, on 2 CPU cores
+PUBLISHED NUMBER: none by this protocol
+MEASURED: not run
+
+Most scenes recur in every class, so that looks alone do not tell the gesture (the control of single frames says how far
+they do). A clip spans 3.2 seconds whatever its number of frames, and is never flipped: left would become right. Numbers
+of scenes 02 to 07 do not name the same place in every class, and circlecc is numbered on its own: a place may be on
+both sides of a fold, with other gestures.
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("full", "cached")
+
+
+def get_config(mode: str = "full") -> ConfigDict:
+    probe = ConfigDict({"path": "", "name": "gestures", "folds": 4, "frames": 0, "resolution": 0, "seconds": 3.2})
+    probe.segments, probe.views = 1, 1
+    probe.lrs, probe.weight_decays = (3e-3, 1e-3, 3e-4), (0.1,)
+    probe.epochs, probe.batch_size, probe.warmup_epochs = 20, 16, 2.0
+    probe.crop_scale = (0.5, 1.0)  # a gesture must stay in the picture
+    probe.held_out, probe.standardize = 0.2, 4
+    if mode == "cached":
+        probe.cache, probe.depth, probe.dtype = True, 1, "float32"
+    return ConfigDict({"classification": probe})
