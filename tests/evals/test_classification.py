@@ -193,7 +193,7 @@ def test_folds_of_scenes_test_every_video_once(scenes):
 
 def test_scenes_are_never_on_both_sides(scenes):
     cfg = classification_data.fitted(settings(scenes, folds=4), {})
-    assert cfg.path == str(scenes / "labels.csv") and cfg.train == cfg.test == ""
+    assert cfg.path == str(scenes / "labels.csv")
     parts = classification_data.open_folds(cfg)
     assert sorted(np.concatenate([part.test_rows for part in parts]).tolist()) == list(range(48))
     for part in parts:
@@ -202,6 +202,21 @@ def test_scenes_are_never_on_both_sides(scenes):
         assert not train & test and len(train) == 9 and out.sum() == 8  # two scenes of four videos, of 36
         assert not out[part.test_rows].any()
         assert not set(part.groups[out]) & set(part.groups[part.rows[~out[part.rows]]])
+
+
+def test_videos_of_a_training_split_are_never_tested(scenes, tmp_path):
+    lines = (scenes / "labels.csv").read_text().split()[1:]
+    split = lambda line: "train" if line.endswith(("00", "01", "02", "03")) else "test"
+    listed = ["path,label,scene,split", *(f"{line},{split(line)}" for line in lines)]
+    (tmp_path / "labels.csv").write_text("\n".join(listed) + "\n")
+    parts = classification_data.open_folds(settings(tmp_path / "labels.csv", folds=4))
+    assert all(set(range(16)) <= set(part.rows.tolist()) and len(part.rows) == 40 for part in parts)
+    assert sorted(np.concatenate([part.test_rows for part in parts]).tolist()) == list(range(16, 48))
+    rows = classification.run({"trained": [pixels]}, settings(tmp_path, folds=4, segments=1, views=1, cache=True))
+    assert rows[1]["count"] == 32 and rows[1]["value"] >= 80.0 and "4 folds of 8 groups" in rows[1]["note"]
+    (tmp_path / "labels.csv").write_text("\n".join([*listed, lines[20] + ",train"]) + "\n")
+    with pytest.raises(ConfigError, match="scene 05 has videos of split test and of others: put it on one side"):
+        classification_data.open_folds(settings(tmp_path / "labels.csv", folds=4))
 
 
 def test_clips_as_the_encoder_was_trained_and_of_a_span(encoder, manifest):

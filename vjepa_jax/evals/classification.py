@@ -26,7 +26,16 @@ from vjepa_jax.config_augment import validate_augment
 from vjepa_jax.config_build import hint
 from vjepa_jax.evals import controls, token_cache
 from vjepa_jax.evals.attentive import PUBLISHED_LRS, PUBLISHED_WEIGHT_DECAYS
-from vjepa_jax.evals.classification_data import Data, fitted, middle, open_folds, open_splits, test_of, training
+from vjepa_jax.evals.classification_data import (
+    Data,
+    fitted,
+    middle,
+    open_folds,
+    open_splits,
+    test_of,
+    train_of,
+    training,
+)
 from vjepa_jax.evals.features import held_out
 from vjepa_jax.evals.groups import group_bootstrap, hold_out_groups
 from vjepa_jax.evals.heads import Heads, Setting
@@ -51,7 +60,7 @@ class Config:
     name: str = ""  # of the benchmark in scores; "": that of the manifest's folder
     train: str = "train"
     test: str = "test"
-    folds: int = 0  # of whole groups (column scene or group), each the test of the others; then splits are passed over
+    folds: int = 0  # of whole groups (column scene or group) of `test`, or of all videos if there are no splits
     frames: int = 16  # 0: as the trained encoder's clips
     frame_step: int = 4
     seconds: float = 0.0  # that a clip spans, at any frame rate; 0: frame_step
@@ -203,7 +212,7 @@ def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: Data, seed: int) -
     if cfg.standardize:
         reader.fit(itertools.islice(training(cfg, data, seed), cfg.standardize))
     if cfg.cache:
-        clips = middle(cfg, cfg.path, cfg.train, 1, data.rows)
+        clips = middle(cfg, *train_of(cfg), 1, data.rows)
         cached = token_cache.fill(reader, clips, len(data.rows), cfg.cache_gib)
         batches = token_cache.batches_of(cached, cfg.epochs, cfg.batch_size, seed, cfg.dtype)
     else:
@@ -216,7 +225,7 @@ def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: Data, seed: int) -
 
     chooses, reported = slice(0, len(settings)), slice(len(settings) * (copies - 1), None)
     rows = np.flatnonzero(keeps_out)
-    on_held_out = _right(reader, heads, middle(cfg, cfg.path, cfg.train, 1, rows))
+    on_held_out = _right(reader, heads, middle(cfg, *train_of(cfg), 1, rows))
     on_test = _right(reader, heads, middle(cfg, *test_of(cfg), cfg.views, data.test_rows))
     outcomes = {}
     for name in encoders:
@@ -253,13 +262,14 @@ def _scores(name: str, runs: Sequence[_Outcome], cfg: Config, parts: Sequence[Da
         how = ", ".join(dict.fromkeys(str(runs[0].settings[head]) for own in heads for head in own))
         counts = ", ".join(str(int(r.sum())) for r in right)
         notes = [f"{how}; right: {counts} of {len(right[0])}; {cfg.path}"]
-        notes += [f"{cfg.folds} folds of {len(set(parts[0].groups.tolist()))} groups"] if cfg.folds else []
+        groups = np.concatenate([p.groups[p.test_rows] for p in parts]) if cfg.folds else None
+        notes += [f"{cfg.folds} folds of {len(set(groups.tolist()))} groups"] if cfg.folds else []
         notes += ["heads did not see the held-out videos"] if not cfg.retrain else []
         notes += ["features standardised"] if cfg.standardize else []
         notes += ["cheap mode: training clips encoded once, without augmentation"] if cfg.cache else []
         interval = mean_interval(right[0], scale=100.0) if len(runs) == 1 else None
         if cfg.folds:
-            share_M, groups = 100.0 * np.mean(right, axis=0), np.concatenate([p.groups[p.test_rows] for p in parts])
+            share_M = 100.0 * np.mean(right, axis=0)
             interval = group_bootstrap(lambda rows, share_M=share_M: float(share_M[rows].mean()), groups)
         yield score(
             *(benchmark, metric + (", cached features" if cfg.cache else ""), name),

@@ -37,19 +37,25 @@ class Data:
 
 
 def fitted(cfg: Any, encoders: Mapping[str, Sequence[Any]]) -> Any:
-    """Settings with the trained encoder's clips where they are asked for; with folds, of all splits of the manifest."""
+    """Settings with the trained encoder's clips where they are asked for, and labels.csv of a folder that is to be
+    divided into folds."""
     changes: dict[str, Any] = {}
     if not cfg.frames or not cfg.resolution:
         data = encoders[controls.TRAINED][0].run.data
         changes = {"frames": cfg.frames or data.num_frames, "resolution": cfg.resolution or min(data.size)}
     if cfg.folds:
         listed = Path(cfg.path) / "labels.csv"
-        changes |= {"train": "", "test": "", "path": str(listed) if listed.is_file() else cfg.path}
+        changes |= {"path": str(listed) if listed.is_file() else cfg.path}
     return dataclasses.replace(cfg, **changes)
 
 
 def open_folds(cfg: Any) -> list[Data]:
-    """A part for every fold of groups."""
+    """A part for every fold of groups: of all videos, or, where the manifest has splits, of those to test. The others
+    train in every fold.
+
+    Raises:
+      ConfigError: videos without a group, too few groups.
+    """
     source, labels = labelled.open_labelled(cfg.path, "")
     groups = np.array([source.group(row) for row in range(len(source))])
     if (groups == "").any():
@@ -58,7 +64,14 @@ def open_folds(cfg: Any) -> list[Data]:
             "needs a manifest with the columns path,label,scene, or a folder that holds it as labels.csv"
         )
     _check_classes(cfg.path, labels)
-    folds = group_folds(labels, groups, cfg.folds)
+    splits = np.array([source.row(row).split for row in range(len(source))])
+    tested = splits == cfg.test if (splits != "").any() else np.ones(len(source), bool)
+    if shared := sorted(set(groups[tested]) & set(groups[~tested])):
+        raise ConfigError(
+            f"{cfg.path}: scene {shared[0]} has videos of split {cfg.test} and of others: put it on one side"
+        )
+    folds = np.full(len(source), -1)
+    folds[tested] = group_folds(labels[tested], groups[tested], cfg.folds)
     parts = []
     for fold in range(cfg.folds):
         test = np.flatnonzero(folds == fold)
@@ -92,8 +105,13 @@ def _check_classes(path: str, labels: np.ndarray) -> None:
 
 
 def test_of(cfg: Any) -> tuple[str, str]:
-    """Path and split of the test videos."""
-    return cfg.test_path or cfg.path, cfg.test
+    """Path and split of the test videos; of folds, rows are picked from all."""
+    return cfg.test_path or cfg.path, "" if cfg.folds else cfg.test
+
+
+def train_of(cfg: Any) -> tuple[str, str]:
+    """As `test_of`, of the training videos."""
+    return cfg.path, "" if cfg.folds else cfg.train
 
 
 def training(cfg: Any, data: Data, seed: int) -> Iterator[dict[str, np.ndarray]]:
