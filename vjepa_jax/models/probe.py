@@ -188,6 +188,7 @@ def rescale_pooler(params: dict[str, Any]) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_classifier(model: Classifier, rng: jax.Array, x_BND: jax.Array) -> dict[str, Any]:
-    """Fresh parameters with the published initialisation, for tokens shaped like `x_BND`."""
+    """Fresh parameters with the published initialisation, for tokens shaped like `x_BND`; heads without an attentive
+    pooler are initialised by themselves."""
     params = model.init(rng, x_BND)["params"]
-    return {**params, "pooler": rescale_pooler(params["pooler"])}
+    return {**params, "pooler": rescale_pooler(params["pooler"])} if "pooler" in params else params
