@@ -13,7 +13,7 @@ import numpy as np
 from data_pipelines.world_spec import DIRECTIONS, VIOLATIONS, WorldError, WorldSpec
 
 # Streams of random numbers, so that no draw depends on how many numbers another one took.
-DIRECTION, MOTION, SPEED, SHAPE, VIOLATION, SCENE, TWIN, LOOK, NOISE, BEHAVIOUR = range(10)
+DIRECTION, MOTION, SPEED, SHAPE, VIOLATION, SCENE, TWIN, LOOK, NOISE, BEHAVIOUR, DEPTH = range(11)
 _TRIES = 500
 
 
