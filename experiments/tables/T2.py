@@ -35,15 +35,18 @@ def youtube(title: str, metric: str, protocol: str, variant: str) -> dict:
     }
 
 
-def linear(title: str, name: str, metric: str, probe: str, unit: str) -> dict:
+def linear(title: str, name: str, metric: str, task: str, unit: str) -> dict:
     return {
         "title": f"{title} {metric}",
         "benchmark": name,
-        "metric": metric,
-        "published": ((name, metric, probe),),
+        "metric": f"{metric}*",
+        "published": ((name, metric, f"linear {task} probe"),),
         "unit": unit,
         "lower_is_better": metric == "RMSE",
         "data": (name,),
+        "config": f"experiments/evals/dense.py:{name}",
+        "options": f"--config.{task}.path={name}",
+        "work": task,
     }
 
 
@@ -58,8 +61,8 @@ def get_config() -> ConfigDict:
         davis("as DINOv3", "J&F, as DINOv3", DINOV3),
         youtube("V-JEPA 2.1's search", "J&F, as V-JEPA 2.1", V21, "vjepa21"),
         youtube("DINO protocol", "J&F, DINO protocol", "", "dino"),
-        linear("ADE20K", "ade20k", "mIoU", "linear segmentation probe", "%"),
-        linear("NYUv2", "nyuv2", "RMSE", "linear depth probe", "m"),
+        linear("ADE20K", "ade20k", "mIoU", "segmentation", "%"),
+        linear("NYUv2", "nyuv2", "RMSE", "depth", "m"),
     )
     config.table.models = (
         ("V-JEPA 2 ViT-L", ""),

@@ -285,7 +285,7 @@ def test_the_plan_counts_what_a_column_costs(repo, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"work": "guess"}, "work='guess' is not one of probe, finetune, features, none, unknown"),
+        ({"work": "guess"}, "work='guess' is not one of probe, finetune, segmentation, depth, features, none, unknown"),
         ({"data": ("sssv2",), "work": "features"}, "no data set 'sssv2' in datasets.csv; did you mean 'ssv2'"),
     ],
 )

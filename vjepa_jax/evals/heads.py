@@ -85,9 +85,11 @@ class Heads:
         self._seed, self._step, self._state = seed, 0, None
 
     def train(self, x_BND: Any, labels_B: np.ndarray, weight_GB: np.ndarray) -> None:
-        """One update of every head on a batch; labels_B as the loss takes them, weight_GB: what a video counts for a
-        head, 0 or 1."""
-        x_BND, labels_B = self._on_all(x_BND), self._on_all(np.asarray(labels_B, np.int32))
+        """One update of every head on a batch; labels_B as the loss takes them (int32 or float32), weight_GB: what a
+        video counts for a head, 0 or 1."""
+        labels_B = np.asarray(labels_B)
+        kind = np.float32 if np.issubdtype(labels_B.dtype, np.floating) else np.int32
+        x_BND, labels_B = self._on_all(x_BND), self._on_all(labels_B.astype(kind))
         if self._state is None:
             self._state = self._fresh(x_BND)
         rates = [setting.rates(self._step, self.steps) for setting in self.settings]

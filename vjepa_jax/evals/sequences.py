@@ -18,7 +18,7 @@ class Control:
         return self._wrap(self._encoder)(video)
 
     def layers(self, video: Any, layers: tuple[int, ...]) -> Any:
-        return self._wrap(lambda clip: _outputs(self._encoder, clip, layers))(video)
+        return self._wrap(lambda clip: outputs(self._encoder, clip, layers))(video)
 
 
 def sequence(encoder: Any, video: np.ndarray, layers: tuple[int, ...], dtype: str, at_once: int) -> jax.Array:
@@ -42,14 +42,14 @@ def sequence(encoder: Any, video: np.ndarray, layers: tuple[int, ...], dtype: st
         missing = at_once - len(part)
         if missing:
             part = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
-        found = _outputs(encoder, part, layers)
+        found = outputs(encoder, part, layers)
         tokens = jnp.asarray(found.reshape(at_once, -1, found.shape[-1]), dtype)
         parts.append(tokens[: at_once - missing])
     tokens = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
     return tokens.reshape(len(video), -1, tokens.shape[-1])
 
 
-def _outputs(encoder: Any, clips: np.ndarray, layers: tuple[int, ...]) -> Any:
+def outputs(encoder: Any, clips: np.ndarray, layers: tuple[int, ...]) -> Any:
     """[B, L, T', H', W', D] of the layers, where the encoder has them, else its features [B, T', H', W', D]."""
     return encoder.layers(clips, layers) if layers and hasattr(encoder, "layers") else encoder(clips)
 

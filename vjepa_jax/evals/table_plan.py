@@ -7,7 +7,7 @@ from typing import Any
 from vjepa_jax import config_file
 from vjepa_jax.config import ConfigError, ModelConfig
 from vjepa_jax.config_build import hint
-from vjepa_jax.evals import classification, finetune
+from vjepa_jax.evals import classification, dense, finetune
 from vjepa_jax.evals.published import DataSet, datasets
 from vjepa_jax.evals.scores import markdown
 from vjepa_jax.evals.tables import Column, Table
@@ -16,7 +16,12 @@ from vjepa_jax.models.variants import encoder_flops
 from vjepa_jax.parallel.chips import Machine
 
 UNKNOWN = "not counted"
-COUNTED = {"probe": ("classification", classification), "finetune": ("finetune", finetune)}  # work: group of a config
+COUNTED: dict[str, tuple[str, Any, Any]] = {  # work: group of a config, its settings, what counts
+    "probe": ("classification", classification.Config, classification.flops),
+    "finetune": ("finetune", finetune.Config, finetune.flops),
+    "segmentation": ("segmentation", dense.SegmentationConfig, dense.flops),
+    "depth": ("depth", dense.DepthConfig, dense.flops),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +78,13 @@ def _data(column: Column) -> list[DataSet]:
 
 
 def _training_flops(column: Column, config: str, member: Member | None) -> float | None:
-    """What a config file trains on the column's data: an attentive probe, or the encoder."""
+    """What a config file trains on the column's data: a probe, or the encoder."""
     data = _data(column)
     if member is None or not data or not data[0].train:
         return None
-    group, protocol = COUNTED[column.work]
-    cfg = config_file.load_groups(config, [], {group: protocol.Config})[group]
-    return protocol.flops(cfg, member.model, data[0].train, data[0].test)
+    group, settings, flops = COUNTED[column.work]
+    cfg = config_file.load_groups(config, [], {group: settings})[group]
+    return flops(cfg, member.model, data[0].train, data[0].test)
 
 
 def _feature_flops(column: Column, member: Member | None) -> float | None:

@@ -42,8 +42,8 @@ class Column:
         where no file fills the column.
       options: that the command takes beside it.
       data: data sets by their names in datasets.csv.
-      work: what `--plan` counts: "probe" or "finetune" (what the config trains), "features" (each clip encoded once),
-        "none" (nothing worth counting), or "unknown".
+      work: what `--plan` counts: "probe", "segmentation", "depth" or "finetune" (what the config trains), "features"
+        (each clip encoded once), "none" (nothing worth counting), or "unknown".
       clips: for "features": clips encoded for a training and for a test video.
       frames, resolution: of these clips; resolution 0 is the model's own.
     """
