@@ -114,6 +114,20 @@ def test_pictures_of_a_scene_are_one_group():
     assert dense_data.scenes(pairs[::2]).tolist() == [0, 1]  # one folder: each its own
 
 
+def test_a_bootstrap_draws_scenes():
+    """Two scenes of pictures that are alike within: only all right, half right and all wrong can be drawn."""
+    data = dense_data.world_data((16, 16), dataclasses.replace(SEGMENT, worlds=(4, 10)), False)
+    kept = np.zeros((10, 3, 6), np.int64)
+    kept[:5, 0, 0], kept[:, 1, 0], kept[:, 2, 0] = 10, 10, 10
+    rows = lambda groups: list(
+        dense._rows(dataclasses.replace(data, test_groups=groups), "x", [kept], "", (0.0, 0.0), "")
+    )
+    accuracy = rows(np.repeat([0, 1], 5))[1]
+    assert accuracy["value"] == 50.0 and (accuracy["low"], accuracy["high"]) == (0.0, 100.0)
+    alone = rows(np.arange(10))[1]
+    assert 0.0 < alone["low"] < 50.0 < alone["high"] < 100.0
+
+
 # ---------------------------------------------------------------------------------------------------------- features
 
 

@@ -212,13 +212,14 @@ def _scores(name: str, found: Sequence[Outcome], cfg: Config, data: Data, chance
 def _rows(
     data: Data, name: str, kept: Sequence[np.ndarray], how: str, chance: Sequence[float], note: str
 ) -> Iterator[Score]:
-    """A score a metric. Seeds give the interval, of one seed the pictures do."""
+    """A score a metric. Seeds give the interval, of one seed the pictures do, those of a scene together."""
     values = np.array([data.task.values(own) for own in kept])
+    scenes = [np.flatnonzero(data.test_groups == scene) for scene in np.unique(data.test_groups)]
     for i, metric in enumerate(data.task.metrics):
         interval = None
         if len(kept) == 1:
-            drawn = lambda rows, i=i, metric=metric: metric.scale * data.task.values(kept[0][rows])[i]
-            interval = bootstrap(drawn, len(kept[0]), resamples=200)
+            drawn = lambda picks, i=i: data.task.values(kept[0][np.concatenate([scenes[k] for k in picks])])[i]
+            interval = tuple(metric.scale * end for end in bootstrap(drawn, len(scenes), resamples=200))
         yield score(
             *(data.name, metric.name + how, name),
             (metric.scale * values[:, i]).tolist(),

@@ -54,7 +54,8 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Training pictures, numbered from 0, the group that each is of (groups are held out whole), and pictures to score.
+    """Training pictures and pictures to score, both numbered from 0, and the group that each is of: groups are held out
+    whole, and are what a bootstrap draws.
 
     training(order, seed): batches of "image" uint8 [B, H, W, 3], "label" [B, H, W] and "index", in the order of rows.
     rows(some): these training pictures whole, one at a time; test(): those that are scored.
@@ -63,6 +64,7 @@ class Data:
     name: str
     task: Task
     groups: np.ndarray
+    test_groups: np.ndarray
     training: Callable[[np.ndarray, int], Batches]
     rows: Callable[[Sequence[int]], Batches]
     test: Callable[[], Batches]
@@ -87,10 +89,12 @@ def folder_data(cfg: Any) -> Data:
     options = {"num_workers": cfg.num_workers, "num_threads": cfg.num_threads}
     cut = Cut(cfg.size, cfg.shorter, cfg.scale, cfg.hflip)
     whole = functools.partial(dense.in_order, train, read, **options)
+    group = scenes if cfg.data == "nyuv2" else lambda pairs: np.arange(len(pairs))
     return Data(
         name=cfg.name,
         task=task,
-        groups=scenes(train) if cfg.data == "nyuv2" else np.arange(len(train)),
+        groups=group(train),
+        test_groups=group(test),
         training=lambda order, seed: dense.training_batches(
             train, read, cut, order, batch_size=cfg.batch_size, seed=seed, **options
         ),
@@ -139,6 +143,7 @@ def world_data(size: tuple[int, int], cfg: Any, depth: bool) -> Data:
         name="world, depth" if depth else "world, segmentation",
         task=task,
         groups=np.arange(count),
+        test_groups=np.arange(len(images) - count),
         training=training,
         rows=whole,
         test=lambda: whole(range(count, len(images))),
