@@ -240,6 +240,25 @@ def test_seeds_vary_the_encoder_and_give_the_interval(run):
     assert row["seeds"] == 2 and len(row["values"]) == 2 and row["low"] < row["value"] < row["high"]
 
 
+def test_positions_go_on_or_are_interpolated(run):
+    """Of an encoder that mixes its tokens, at twice its size; pixels have no positions."""
+    encoder = Encoder.random(run, 0)
+    encoder = encoder.with_params(jax.tree.map(lambda leaf: 8 * leaf, encoder.params))
+    pixels = functools.partial(pixel_features, patch=8, tubelet=2)
+    cfg = dataclasses.replace(SEGMENT, steps=8, worlds=(16, 8), world_size=64)
+    found = [
+        dense.run({controls.TRAINED: [encoder], controls.PIXELS: [pixels]}, dataclasses.replace(cfg, interpolate=on))
+        for on in (False, True)
+    ]
+    accuracy = [
+        values(rows, name)[f"pixel accuracy, {dense.BEST}"]
+        for name in (controls.TRAINED, controls.PIXELS)
+        for rows in found
+    ]
+    assert accuracy[0]["value"] != accuracy[1]["value"] and "positions interpolated" in accuracy[1]["note"]
+    assert accuracy[2]["value"] == accuracy[3]["value"]
+
+
 @pytest.fixture
 def ade(tmp_path):
     """Pictures of two halves, one of each of two colours of four; the annotation says which, and 0 between them."""

@@ -29,6 +29,7 @@ from vjepa_jax.evals.dense_reader import Reader, judged
 from vjepa_jax.evals.dense_tasks import best
 from vjepa_jax.evals.heads import Heads, Setting
 from vjepa_jax.evals.scores import OnScore, Score, bootstrap, score
+from vjepa_jax.evals.vos import at_size
 from vjepa_jax.evals.worlds import Clip, clip_of
 from vjepa_jax.models.variants import encoder_flops, encoder_size
 
@@ -42,6 +43,7 @@ class Config:
 
     frames: what a picture fills of a video encoder's clip: a tubelet, or the clip of its training, whose time steps are
       averaged. layers: blocks whose outputs lie side by side, from 0 and ending with the last; (): the features.
+    interpolate: rows and columns are counted as in a clip of the trained size, instead of on beyond it.
     norm: batch: BatchNorm without a scale of its own, as the heads have one each.
     size: of a training cut, in pixels. shorter: pictures are resized to it, times a factor of `scale` in training; 0:
       not. whole: a picture that is scored is resized to it and seen at once; (0, 0): in windows of `size`, `stride`
@@ -59,6 +61,7 @@ class Config:
     test: str = "validation"
     frames: str = "tubelet"
     layers: tuple[int, ...] = ()
+    interpolate: bool = False
     norm: str = "none"
     size: tuple[int, int] = (512, 512)
     shorter: int = 512
@@ -139,9 +142,10 @@ def run(
         raise ConfigError(
             f"{_group(cfg)} has {len(data.groups)} training pictures, it needs {2 * cfg.together} or more"
         )
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in encoders}
+    sized = at_size(encoders, cfg, _group(cfg))
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in sized}
     for seed in range(cfg.seeds):
-        readers = {name: Reader(group[seed % len(group)], cfg, clip) for name, group in encoders.items()}
+        readers = {name: Reader(group[seed % len(group)], cfg, clip) for name, group in sized.items()}
         found, guess = _one_seed(readers, cfg, data, seed)
         for name, outcome in found.items():
             outcomes[name].append(outcome)
@@ -205,6 +209,7 @@ def _scores(name: str, found: Sequence[Outcome], cfg: Config, data: Data, chance
         settings = ", ".join(dict.fromkeys(str(o.settings[head]) for head, o in zip(heads, found, strict=True)))
         notes = [settings, f"{cfg.steps} steps of {cfg.batch_size}, norm {cfg.norm}"]
         notes += [f"layers {cfg.layers}"] if cfg.layers else []
+        notes += ["positions interpolated"] if cfg.interpolate else []
         kept = [o.kept[head] for head, o in zip(heads, found, strict=True)]
         yield from _rows(data, name, kept, f", {how}", chance, "; ".join(notes))
 

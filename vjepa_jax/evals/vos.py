@@ -103,8 +103,9 @@ def models(encoders: Mapping[str, Sequence[Any]], cfg: Settings, where: str) -> 
     return [Model(name, way, group, METHODS[cfg.method]) for way in ways for name, group in sized.items()]
 
 
-def at_size(encoders: Mapping[str, Sequence[Any]], cfg: Settings, where: str) -> dict[str, list[Any]]:
-    """Encoders at another size than they were trained with: positions go on beyond it, or are interpolated.
+def at_size(encoders: Mapping[str, Sequence[Any]], cfg: Any, where: str) -> dict[str, list[Any]]:
+    """Encoders at another size than they were trained with: positions go on beyond it, or are interpolated
+    (cfg.interpolate).
 
     All are parameters of one model, which is compiled once. Raises ConfigError for a model that was not trained on
     squares.
