@@ -183,6 +183,8 @@ def test_sizes_and_windows():
     assert window_starts(8, 4, 2) == [0, 2, 4] and window_starts(3, 4, 2) == [0]
     with pytest.raises(ConfigError, match=r"davis\.size=480 must be a multiple of the model's patch size 14"):
         size((480, 854), 14)
+    with pytest.raises(ConfigError, match=r"davis\.size=32 is too small: .* a multiple of 64 pixels"):
+        size((480, 854), 16, size=32)
 
 
 @pytest.mark.parametrize("position", ["rope_tiled", "rope_interleaved", "sincos", "sincos2d"])

@@ -4,8 +4,9 @@ Every time step is the middle one of a clip around it, so that all stand at the 
 its tokens. The mean squared distance between steps that lie l apart, over all such pairs, dips below its trend (what is
 seen drifts) at every multiple of the period. The period is the first dip that is deep enough beside the deepest, made
 exact by its multiples; the count is the number of whole periods in the video. How deep is enough is chosen for each
-video on all others (leave one out). The trend's degree and the rounding were fixed on raw pixels of QUVA, before any
-encoder was counted by. Three cycles are found reliably; of two, the trend takes a part of the only dip.
+video on all others (leave one out). The trend's degree and the rounding were chosen by raw pixels of the QUVA videos
+themselves, which favours those and makes all rows look better than they are. Three cycles are found reliably; of two,
+the trend takes a part of the only dip.
 
 Scores as in RepNet (arXiv 2006.15418): the absolute error by the true count, and the share of videos whose count is off
 by one at most.

@@ -165,13 +165,17 @@ def input_size(frame: tuple[int, int], patch: int, cfg: Settings, where: str) ->
     11/6 of it (crw: 480 x 880); both whole patches.
 
     Raises:
-      ConfigError: a size that is no multiple of the patch.
+      ConfigError: a size that is no multiple of the patch, or too small.
     """
     if cfg.size % patch:
         raise ConfigError(f"{where}.size={cfg.size} must be a multiple of the model's patch size {patch}")
     short, long = sorted(frame)
     unit = 64 if 64 % patch == 0 else patch
     other = cfg.size * 11 // 6 // patch * patch if cfg.method == "crw" else int(cfg.size * long / short) // unit * unit
+    if not other:
+        raise ConfigError(
+            f"{where}.size={cfg.size} is too small: the longer side is cut to a multiple of {unit} pixels"
+        )
     return (cfg.size, other) if frame[0] <= frame[1] else (other, cfg.size)
 
 
