@@ -9,8 +9,9 @@ import numpy as np
 
 from data_pipelines import epic, world_behaviours
 from data_pipelines.world_spec import SHAPES
-from vjepa_jax.config import AugmentConfig, ConfigError, DataConfig
+from vjepa_jax.config import ConfigError
 from vjepa_jax.evals import worlds
+from vjepa_jax.evals.clips import training_clips
 
 # What the object of the world does next follows from what it does now.
 NEXT = {"dash": "orbit", "orbit": "shake", "shake": "still", "still": "dash"}
@@ -51,17 +52,7 @@ def ek100_data(cfg: Any) -> Data:
     videos = {video: i for i, video in enumerate(sorted({action.video for action in train}))}
     seen = functools.partial(epic.Window, cfg.frames, cfg.fps, reading=cfg.reading)
     drawn, fixed = seen(cfg.train_ahead, cfg.train_point), seen((cfg.ahead,) * 2, (cfg.point,) * 2)
-    clips = DataConfig(
-        path=cfg.path,
-        num_frames=cfg.frames,
-        resolution=cfg.resolution,
-        random_resize_scale=cfg.crop_scale,
-        random_resize_aspect=cfg.crop_aspect,
-        hflip=False,
-        augment=AugmentConfig(rand_augment=cfg.rand_augment, erase_prob=cfg.erase_prob),
-        num_workers=cfg.num_workers,
-        num_threads=cfg.num_threads,
-    )
+    clips = training_clips(cfg, hflip=False)
     options = {"batch_size": cfg.batch_size, "num_workers": cfg.num_workers, "num_threads": cfg.num_threads}
     in_order = lambda some: epic.eval_batches(some, fixed, clips.size, **options)
     training = functools.partial(

@@ -14,8 +14,9 @@ import numpy as np
 
 from data_pipelines import labelled, pipeline
 from data_pipelines.sources import Source
-from vjepa_jax.config import AugmentConfig, ConfigError, DataConfig
+from vjepa_jax.config import ConfigError
 from vjepa_jax.evals import controls
+from vjepa_jax.evals.clips import training_clips
 from vjepa_jax.evals.groups import group_folds
 
 
@@ -116,20 +117,7 @@ def train_of(cfg: Any) -> tuple[str, str]:
 
 def training(cfg: Any, data: Data, seed: int) -> Iterator[dict[str, np.ndarray]]:
     """Freshly cut and augmented training videos, "video" uint8 [B, S, T, H, W, 3]."""
-    clips = DataConfig(
-        path=cfg.path,
-        split=cfg.train,
-        num_frames=cfg.frames,
-        **_spacing(cfg),
-        clips_per_video=cfg.segments,
-        resolution=cfg.resolution,
-        random_resize_scale=cfg.crop_scale,
-        random_resize_aspect=cfg.crop_aspect,
-        hflip=cfg.hflip,
-        augment=AugmentConfig(rand_augment=cfg.rand_augment, erase_prob=cfg.erase_prob),
-        num_workers=cfg.num_workers,
-        num_threads=cfg.num_threads,
-    )
+    clips = training_clips(cfg, split=cfg.train, **_spacing(cfg), clips_per_video=cfg.segments, hflip=cfg.hflip)
     return labelled.training_batches(
         data.source, clips, rows=data.rows.tolist(), batch_size=cfg.batch_size, epochs=cfg.epochs, seed=seed
     )

@@ -22,8 +22,9 @@ import numpy as np
 import optax
 
 from data_pipelines import labelled, pipeline
-from vjepa_jax.config import AugmentConfig, ConfigError, DataConfig, ModelConfig
+from vjepa_jax.config import AugmentConfig, ConfigError, ModelConfig
 from vjepa_jax.config_augment import validate_augment
+from vjepa_jax.evals.clips import training_clips
 from vjepa_jax.evals.scores import OnScore, Score, mean_interval, score
 from vjepa_jax.models.variants import encoder_flops
 from vjepa_jax.ops.losses import layer_norm
@@ -300,19 +301,7 @@ def _apply(params, state, grads, scales, factor, lr, weight_decay):
 
 
 def _training(cfg: Config, source: Any, seed: int) -> Iterator[dict[str, np.ndarray]]:
-    clips = DataConfig(
-        path=cfg.path,
-        split=cfg.train,
-        num_frames=cfg.frames,
-        frame_step=cfg.frame_step,
-        resolution=cfg.resolution,
-        random_resize_scale=cfg.crop_scale,
-        random_resize_aspect=cfg.crop_aspect,
-        hflip=cfg.hflip,
-        augment=AugmentConfig(rand_augment=cfg.rand_augment, erase_prob=cfg.erase_prob),
-        num_workers=cfg.num_workers,
-        num_threads=cfg.num_threads,
-    )
+    clips = training_clips(cfg, split=cfg.train, frame_step=cfg.frame_step, hflip=cfg.hflip)
     rows = range(len(source))
     options = {"batch_size": cfg.batch_size, "epochs": cfg.epochs, "seed": seed, "copies": cfg.copies}
     return labelled.training_batches(source, clips, rows=rows, **options)
