@@ -102,14 +102,23 @@ def test_the_hash_changes_with_settings_and_code(monkeypatch):
     assert suite.protocol_hash("surprise", SMALL) != first
 
 
-def test_the_hash_changes_with_code_that_protocols_share(monkeypatch):
-    """DAVIS and YouTube-VOS have settings and code in common, in a module of their own."""
-    known = [suite.protocol_hash(name, suite.CONFIGS[name]()) for name in ("davis", "youtube_vos", "surprise")]
+@pytest.mark.parametrize(
+    "module, changed",
+    [
+        ("vos", [True, True, False, False]),  # the settings of both are declared there
+        ("propagation", [True, True, False, False]),  # taken by vos, not by the protocols themselves
+        ("heads", [False, False, False, True]),
+        ("scores", [False, False, False, False]),  # how numbers are written
+    ],
+)
+def test_the_hash_changes_with_code_that_protocols_share(monkeypatch, module, changed):
+    names = ("davis", "youtube_vos", "surprise", "classification")
+    known = [suite.protocol_hash(name, suite.CONFIGS[name]()) for name in names]
     text = suite.inspect.getsource
-    changed = lambda module: text(module) + ("# changed" if module.__name__.endswith(".vos") else "")
-    monkeypatch.setattr(suite.inspect, "getsource", changed)
-    after = [suite.protocol_hash(name, suite.CONFIGS[name]()) for name in ("davis", "youtube_vos", "surprise")]
-    assert [a == b for a, b in zip(known, after, strict=True)] == [False, False, True]
+    other = lambda of: text(of) + ("# changed" if of.__name__ == f"vjepa_jax.evals.{module}" else "")
+    monkeypatch.setattr(suite.inspect, "getsource", other)
+    after = [suite.protocol_hash(name, suite.CONFIGS[name]()) for name in names]
+    assert [a != b for a, b in zip(known, after, strict=True)] == changed
 
 
 def test_mistakes_are_one_line(folder, file, tmp_path, capsys):

@@ -159,15 +159,26 @@ class _Timed:
 
 
 def protocol_hash(name: str, cfg: Any) -> str:
-    """12 hexadecimal digits that change with the protocol's name, any of its settings, or the text of the modules that
-    these are declared in.
+    """12 hexadecimal digits that change with the protocol's name, any of its settings, or the text of the modules of
+    evaluation that it is made of.
 
     Numbers of one hash may be compared; of different ones they were not measured alike.
     """
-    modules = dict.fromkeys(cls.__module__ for cls in type(cfg).__mro__ if cls is not object)
-    code = "".join(inspect.getsource(sys.modules[module]) for module in modules)
+    code = [inspect.getsource(sys.modules[module]) for module in _made_of(type(cfg).__module__)]
     text = json.dumps([name, to_plain(cfg), code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _made_of(module: str) -> list[str]:
+    """Names of a module of evaluation and of all that it takes functions, classes or modules from, in order; without
+    scores.py, which says how numbers are written."""
+    found, left = set(), [module]
+    while left:
+        found.add(name := left.pop())
+        values = vars(sys.modules[name]).values()
+        others = {v.__name__ if inspect.ismodule(v) else getattr(v, "__module__", None) for v in values}
+        left += [o for o in others - found - {format_scores.__module__} if str(o).startswith(f"{__package__}.")]
+    return sorted(found)
 
 
 def to_plain(cfg: Any) -> dict[str, Any]:
