@@ -20,6 +20,12 @@ from absl import flags
 flags.FLAGS.mark_as_parsed()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no worker is left alone with one at the end (with --no-loadscope-reorder)."""
+    long = ("parallel", "test_stages", "test_soak", "test_train", "evals/test_suite", "test_classification")
+    items.sort(key=lambda item: not any(name in str(item.path) for name in long))
+
+
 @pytest.fixture
 def repo() -> pathlib.Path:
     """The repository's root."""
@@ -84,7 +90,7 @@ def tiny_config(tiny_world):
             },
             "masks": {"groups": [{"num_blocks": 2, "spatial_scale": [0.3, 0.3], "context": 8, "target": 8}]},
             "optim": {"lr": 1e-3, "start_lr": 1e-3},
-            "log": {"every_steps": 1, "health_every_steps": 100, "images_every_steps": 100, "report": False},
+            "log": {"every_steps": 1, "health_every_steps": 100, "images_every_steps": 0, "report": False},
         }
         for key, value in changes.items():
             config[key] = config[key] | value if isinstance(config.get(key), dict) else value

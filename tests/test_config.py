@@ -33,6 +33,7 @@ def test_grid_of_square_and_oblong_clips():
         ({"steps": None}, "missing config key steps"),
         ({"data": {}}, "missing config key data.path"),
         ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"log": {"images_every_steps": -1}}, "log.images_every_steps=-1 must not be negative (0: no pictures)"),
         ({"data": {"path": "v", "num_frames": 15}}, "data.num_frames=15 is not divisible by model.tubelet_size=2"),
         ({"data": {"path": "v", "resolution": 250}}, "data.resolution=250 is not divisible by model.patch_size=16"),
         ({"data": {"path": "v", "fps": 0.0}}, "data.fps=0.0 and data.frame_step=None must be positive"),

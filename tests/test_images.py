@@ -105,6 +105,7 @@ def test_a_run_with_images_trains_and_its_encoder_takes_both(config, tmp_path):
     assert train_lib.train(run, tmp_path / "run") == 0
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [r["step"] for r in records] == [1, 2, 3]
+    assert not (tmp_path / "run" / "pictures").exists()  # log.images_every_steps=0
     assert all(np.isfinite(r["images/loss"]) for r in records) and os.path.isdir(tmp_path / "run" / "checkpoints")
     encoder = load(tmp_path / "run")
     assert encoder(np.zeros((4, 16, 16, 3), np.uint8)).shape == (2, 4, 4, 16)

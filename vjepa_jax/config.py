@@ -284,7 +284,7 @@ class CheckpointConfig:
 class LogConfig:
     every_steps: int = 10
     health_every_steps: int = 100
-    images_every_steps: int = 1000
+    images_every_steps: int = 1000  # pictures of masks and features; 0: none
     report: bool = True  # write report.html at the end
     stuck_after: float = 900.0  # seconds without progress until all stacks are written down; 0: never
 

@@ -36,10 +36,12 @@ def validate(c: RunConfig) -> None:
             raise ConfigError(f"{key}={flat[key]!r} is not one of {', '.join(allowed)}{hint(flat[key], allowed)}")
     for key in ("steps", "batch_size", "data.num_frames", "data.clips_per_video", "model.patch_size",
                 "model.tubelet_size", "optim.accumulate", "checkpoint.every_steps", "checkpoint.keep_last",
-                "log.every_steps", "log.health_every_steps", "log.images_every_steps", "masks.truncation_group",
+                "log.every_steps", "log.health_every_steps", "masks.truncation_group",
                 "model.predictor.depth", "model.predictor.num_mask_tokens"):  # fmt: skip
         if flat[key] < 1:
             raise ConfigError(f"{key}={flat[key]} must be at least 1")
+    if c.log.images_every_steps < 0:
+        raise ConfigError(f"log.images_every_steps={c.log.images_every_steps} must not be negative (0: no pictures)")
     _validate_sizes(c)
     _validate_sampling(c)
     _validate_augmentation(c)

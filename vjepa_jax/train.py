@@ -319,8 +319,8 @@ def _compile(programs: tuple[Any, ...], state: Any, batch: Any) -> None:
 
 
 def _due(step: int, every: int, run: RunConfig) -> bool:
-    """Every `every` steps, and at the first and the last step of the run."""
-    return step % every == 0 or step in (1, run.steps)
+    """Every `every` steps, and at the first and the last step of the run; never if that is 0."""
+    return every > 0 and (step % every == 0 or step in (1, run.steps))
 
 
 def check_folder(workdir: pathlib.Path, run: RunConfig) -> None:
