@@ -20,7 +20,7 @@ HEAD = HeadConfig(
     dim=24, num_heads=2, levels=2, stem=0, reach=3, length=160, epochs=40, warmup_epochs=4, batch_size=8, lr=4e-3,
     ema=0.95, normalizer=20.0, candidates=200, most=50,
 )  # fmt: skip
-CFG = action_detection.Config(data="world", stride=0, head=HEAD, worlds=(24, 12), seeds=1, single_frame=False)
+CFG = action_detection.Config(data="world", stride=0, head=HEAD, worlds=(24, 12), seeds=1, frame_controls=False)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from .models import Collapsed, Static
 CLIP = Clip(frames=8, size=(32, 32), tubelet=2, patch=8)
 CFG = anticipation.Config(
     data="world", k=1, epochs=10, batch_size=32, lrs=(1e-2,), weight_decays=(1e-3,), depth=1, num_heads=2,
-    mlp_ratio=1.0, dtype="float32", standardize=2, single_frame=False, worlds=(256, 128),
+    mlp_ratio=1.0, dtype="float32", standardize=2, frame_controls=False, worlds=(256, 128),
 )  # fmt: skip
 
 
@@ -214,7 +214,9 @@ def test_a_video_that_cannot_be_decoded_is_wrong_and_fatal_to_nobody(tmp_path, r
     cfg = write_folder(tmp_path / "epic")
     (tmp_path / "epic/videos/P01_04.mp4").write_bytes(b"nothing")
     (tmp_path / "epic/videos/P01_02.mp4").write_bytes(b"nothing")
-    rows = anticipation.run({controls.TRAINED: [Static(run)]}, dataclasses.replace(cfg, epochs=2))
+    cfg = dataclasses.replace(cfg, epochs=2, frame_controls=True)
+    rows = anticipation.run({controls.TRAINED: [Static(run)]}, cfg)
+    assert {row["encoder"] for row in rows} == {controls.TRAINED, controls.STILL, controls.SHUFFLED}
     assert {row["value"] for row in rows if row["metric"].startswith("verb")} == {0.0}
 
 

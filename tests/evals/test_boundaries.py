@@ -113,6 +113,7 @@ def test_copied_pixels_find_the_worlds_boundaries_and_constant_features_none(run
     rows = boundaries.run(named, CFG, seen.append)
     assert rows == seen
     value = {(row["encoder"], row["metric"]): row["value"] for row in rows}
+    assert {row["encoder"] for row in rows} == {*named, controls.STILL, controls.SHUFFLED, boundaries.UNIFORM}
     for how in ("change", "error", "head"):
         assert value["collapsed", f"F1@0.05, by {how}"] == 0.0
     uniform = value[boundaries.UNIFORM, "F1@0.05, by nothing"]

@@ -84,6 +84,17 @@ def test_shuffled_frames_are_the_same_frames_in_one_other_order():
     assert orders[0] == orders[1] != list(range(8)) and sorted(orders[0]) == list(range(8))
 
 
+def test_stills_and_shuffled_frames_stand_beside_every_trained_encoder():
+    others = [lambda clip: clip, lambda clip: clip]
+    named = controls.with_frames({controls.TRAINED: [pixels], controls.RANDOM: others})
+    assert {name: len(group) for name, group in named.items()} == {
+        controls.TRAINED: 1, controls.RANDOM: 2, controls.STILL: 1, controls.SHUFFLED: 1,
+    }  # fmt: skip
+    clip = video()
+    np.testing.assert_array_equal(named[controls.STILL][0](clip), controls.single_frame(pixels)(clip))
+    np.testing.assert_array_equal(named[controls.SHUFFLED][0](clip), controls.shuffled_frames(pixels)(clip))
+
+
 def test_the_collapsed_encoder_is_constant():
     features = np.asarray(controls.constant_features(video(), 2, 2))
     assert features.shape == (2, 4, 2, 2, 8) and features.std((0, 1, 2, 3)).max() == 0

@@ -25,7 +25,6 @@ from vjepa_jax.config import ConfigError
 from vjepa_jax.evals import controls, worlds
 from vjepa_jax.evals.detection_head import HeadConfig, Track, train_detector
 from vjepa_jax.evals.scores import OnScore, Score, bootstrap, score
-from vjepa_jax.evals.sequences import Control
 from vjepa_jax.evals.temporal_metrics import OVERLAPS, detection_map, detection_recall
 from vjepa_jax.evals.windows import encode_clips, padded, step_features
 from vjepa_jax.evals.worlds import Clip, clip_of
@@ -59,7 +58,7 @@ class Config:
     worlds: tuple[int, int] = (48, 32)
     batch_size: int = 32  # clips of one call of the encoder
     seeds: int = 3
-    single_frame: bool = True  # beside the trained encoder, the same of stills
+    frame_controls: bool = True  # beside the trained encoder, the same on stills and on shuffled frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +85,8 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
     clip = clip_of(encoders, "action_detection")
     _check(cfg)
     train, test, classes = world_videos(clip, cfg) if cfg.data == "world" else read_annotated(cfg, clip)
-    named = {name: list(group)[: cfg.seeds] for name, group in encoders.items()}
-    if cfg.single_frame:
-        named["single frame"] = [Control(controls.single_frame, encoders[controls.TRAINED][0])]
+    named = controls.with_frames(encoders) if cfg.frame_controls else encoders
+    named = {name: list(group)[: cfg.seeds] for name, group in named.items()}
     benchmark = "world, actions" if cfg.data == "world" else cfg.name
     flat = [model for group in named.values() for model in group]
     features = [iter(extract(flat, videos, clip, cfg)) for videos in (train, test)]

@@ -85,7 +85,7 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
     if trained:
         folds = group_folds(videos.labels, videos.groups, cfg.folds)
         _check_folds(folds, videos.labels)
-        for name, models in _with_controls(encoders).items():
+        for name, models in controls.with_frames(encoders).items():
             features = [window_features(model, videos, cuts, cfg) for model in models]
             for way in trained:
                 of, metric = _TRAINED[way]
@@ -166,13 +166,6 @@ def fold_auroc(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> flo
         if count := len(normal) * len(anomalous):
             won, pairs = won + count * auroc(normal, anomalous), pairs + count
     return won / pairs if pairs else float("nan")
-
-
-def _with_controls(encoders: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    named = {name: list(group) for name, group in encoders.items()}
-    named["single frame"] = [controls.single_frame(model) for model in named[controls.TRAINED]]
-    named["shuffled frames"] = [controls.shuffled_frames(model) for model in named[controls.TRAINED]]
-    return named
 
 
 def _row(cfg: Config, metric: str, name: str, found: Sequence[np.ndarray], videos: Videos, folds: np.ndarray) -> Score:

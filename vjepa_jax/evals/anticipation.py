@@ -69,7 +69,7 @@ class Config:
     crop_aspect: tuple[float, float] = (0.75, 4 / 3)
     standardize: int = 0  # training batches that give each channel's mean and deviation; 0: tokens as they are
     held_out: float = 0.1  # share of the training actions that choose a head
-    single_frame: bool = True  # beside the trained encoder, the same of stills
+    frame_controls: bool = True  # beside the trained encoder, the same on stills and on shuffled frames
     worlds: tuple[int, int] = (384, 256)  # videos of the world to train on and to score
     seeds: int = 1
     heads_at_once: int = 0  # that a device computes together; 0: all
@@ -96,8 +96,9 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
     trained = encoders[controls.TRAINED][0]
     for kind in cfg.tokens[1:]:
         named[f"{controls.TRAINED}, tokens: {kind}"] = [make(trained, kind)]
-    if cfg.single_frame:
-        named["single frame"] = [make(trained, cfg.tokens[0], controls.single_frame)]
+    if cfg.frame_controls:
+        for name, wrap in ((controls.STILL, controls.single_frame), (controls.SHUFFLED, controls.shuffled_frames)):
+            named[name] = [make(trained, cfg.tokens[0], wrap)]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in named}
     for seed in range(cfg.seeds):
         chosen = {name: group[seed % len(group)] for name, group in named.items()}

@@ -24,7 +24,7 @@ from scipy.signal import find_peaks
 from data_pipelines import world_behaviours
 from data_pipelines.sources import DataError
 from vjepa_jax.config import ConfigError
-from vjepa_jax.evals import boundary_head, plain_pickle, worlds
+from vjepa_jax.evals import boundary_head, controls, plain_pickle, worlds
 from vjepa_jax.evals.forecast import forecast, latents
 from vjepa_jax.evals.scores import OnScore, Score, bootstrap, score
 from vjepa_jax.evals.surprise_data import read_frames
@@ -80,7 +80,8 @@ class Video:
 
 def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | None = None) -> list[Score]:
     """F1 at 5 % of the duration and its mean over 5 to 50 %, by the change of every encoder's features, by the error of
-    every model that predicts and by a trained head. Intervals resample videos.
+    every model that predicts and by a trained head; and of the trained encoder on stills and shuffled frames. Intervals
+    resample videos.
 
     Raises:
       ConfigError, DataError: wrong settings, a wrong layout.
@@ -98,7 +99,7 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
                 on_score(row)
 
     benchmark = BENCHMARKS[cfg.data]
-    for name, models in encoders.items():
+    for name, models in controls.with_frames(encoders).items():
         by_model = [curves(model, train, test, clip, cfg, seed) for seed, model in enumerate(models)]
         for kind in by_model[0]:
             found, notes = [], []

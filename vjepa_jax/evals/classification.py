@@ -46,8 +46,8 @@ from vjepa_jax.models.variants import ViTSize, encoder_flops, encoder_size
 
 BEST, CHOSEN = "top-1, best head on test", "top-1, head chosen on held-out"
 CONTROLS: dict[str, Callable[[Any], Any]] = {
-    "single frame": controls.single_frame,
-    "shuffled frames": controls.shuffled_frames,
+    controls.STILL: controls.single_frame,
+    controls.SHUFFLED: controls.shuffled_frames,
 }
 
 
@@ -90,7 +90,7 @@ class Config:
     cache: bool = False  # cheap mode: middle clips without augmentation, encoded once. Not the published protocol
     cache_gib: float = 16.0  # that it may take
     seeds: int = 1
-    controls: tuple[str, ...] = ("single frame", "shuffled frames")
+    controls: tuple[str, ...] = (controls.STILL, controls.SHUFFLED)
     encode_batch: int = 64  # clips of one call of the encoder
     heads_at_once: int = 0  # heads that a device computes together; 0: all of its own
     micro_batch: int = 0  # videos of one backward pass of the heads; 0: the whole batch

@@ -166,7 +166,7 @@ class Answers:
 def _answers(encoders: Mapping[str, Sequence[Any]], examples: Examples, cfg: Config) -> Answers:
     trained = encoders[controls.TRAINED][0]
     named: dict[Any, list[Callable[..., Any]]] = {name: list(group) for name, group in encoders.items()}
-    named["shuffled frames"] = [controls.shuffled_frames(trained)]
+    named[controls.SHUFFLED] = [controls.shuffled_frames(trained)]
     windows = {w for w in (*cfg.frames, cfg.last) if w < examples.frames}
     if examples.frames != cfg.frames[-1]:
         windows &= {cfg.last}

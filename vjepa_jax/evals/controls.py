@@ -5,6 +5,7 @@ that predict have `predict(video, context, target, mask_index)` as well (vjepa_j
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from vjepa_jax.evals.features import Encode, pixel_features
 from vjepa_jax.ops.patches import token_grid
 
 TRAINED, RANDOM, PIXELS = "trained", "random init", "raw pixels"
+STILL, SHUFFLED = "single frame", "shuffled frames"
 
 
 def encoders(encoder: Encoder, seeds: int, *, pixels: bool = True) -> dict[str, list[Any]]:
@@ -30,6 +32,15 @@ def encoders(encoder: Encoder, seeds: int, *, pixels: bool = True) -> dict[str, 
     named[RANDOM] = [encoder.with_params(fresh(jax.random.key(1000 + seed))) for seed in range(seeds)]
     if pixels:
         named[PIXELS] = [functools.partial(pixel_features, patch=model.patch_size, tubelet=model.tubelet_size)]
+    return named
+
+
+def with_frames(encoders: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """The same, and beside them the trained encoder on stills and on shuffled frames: what it knows without time, and
+    without its order."""
+    named = {name: list(group) for name, group in encoders.items()}
+    for name, control in ((STILL, single_frame), (SHUFFLED, shuffled_frames)):
+        named[name] = [control(encode) for encode in named[TRAINED]]
     return named
 
 

@@ -88,7 +88,7 @@ def forecasters(encoders: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     named = {name: list(group) for name, group in encoders.items() if all(hasattr(e, "predict") for e in group)}
     trained = encoders[controls.TRAINED][0]
     named["copy of the last step"] = [CopyLast(trained)]
-    named["shuffled frames"] = [Shuffled(trained)]
+    named[controls.SHUFFLED] = [Shuffled(trained)]
     if controls.PIXELS in encoders:
         named["copy of the last pixels"] = [CopyLast(encoders[controls.PIXELS][0])]
     return named

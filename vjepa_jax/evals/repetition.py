@@ -76,9 +76,7 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
     """
     clip = clip_of(encoders, "repetition")
     _check(cfg)
-    named = {name: list(group) for name, group in encoders.items()}
-    named["single frame"] = [controls.single_frame(model) for model in named[controls.TRAINED]]
-    named["shuffled frames"] = [controls.shuffled_frames(model) for model in named[controls.TRAINED]]
+    named = controls.with_frames(encoders)
     guesses: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in group] for name, group in named.items()}
     truth, cut = [], 0
     for video in read_videos(cfg, clip):

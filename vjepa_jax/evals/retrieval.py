@@ -47,9 +47,7 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
       ConfigError, DataError: settings or data that cannot be used.
     """
     check(cfg)
-    named = {name: list(group) for name, group in encoders.items()}
-    named["single frame"] = [controls.single_frame(encode) for encode in named[controls.TRAINED]]
-    named["shuffled frames"] = [controls.shuffled_frames(encode) for encode in named[controls.TRAINED]]
+    named = controls.with_frames(encoders)
     flat = [encode for group in named.values() for encode in group]
     train, test = (iter(extract_all(flat, _videos(cfg, split), keep_space=False)) for split in (cfg.train, cfg.test))
     scores = []

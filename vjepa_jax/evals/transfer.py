@@ -57,10 +57,7 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
     """
     _check(cfg)
     clip = worlds.clip_of(encoders, "transfer", least_steps=1)
-    named = {name: list(group) for name, group in encoders.items()}
-    trained = encoders[controls.TRAINED][0]
-    named["single frame"] = [controls.single_frame(trained)]
-    named["shuffled frames"] = [controls.shuffled_frames(trained)]
+    named = controls.with_frames(encoders)
     sets = {name: _features(named, videos) for name, videos in _videos(encoders, clip, cfg).items()}
     rows: list[Score] = []
     for probe in cfg.probes:
