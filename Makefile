@@ -22,7 +22,7 @@ train: $(VENV)/.installed
 	  --config.eval.path=$(RUN)/world/manifest.csv --workdir $(RUN)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=25
 
 test-peers: $(PEERS)/.installed
 	$(PEERS)/bin/python -m pytest -q tests/peers

@@ -20,12 +20,6 @@ from absl import flags
 flags.FLAGS.mark_as_parsed()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that no worker is left alone with one at the end (with --no-loadscope-reorder)."""
-    long = ("parallel", "test_stages", "test_soak", "test_train", "evals/test_suite", "test_classification")
-    items.sort(key=lambda item: not any(name in str(item.path) for name in long))
-
-
 @pytest.fixture
 def repo() -> pathlib.Path:
     """The repository's root."""
