@@ -13,6 +13,7 @@ from data_pipelines.sources import DataError
 from vjepa_jax.config import ConfigError, from_config_dict
 from vjepa_jax.encoder import Encoder
 from vjepa_jax.evals import anticipation, anticipation_data, controls
+from vjepa_jax.evals.groups import held_out_rows
 from vjepa_jax.evals.worlds import Clip
 
 from .models import Collapsed, Static
@@ -102,12 +103,12 @@ def test_the_loss_sums_over_classes_and_tasks():
 
 def test_held_out_are_whole_videos():
     groups = np.repeat(np.arange(20), 5)
-    kept = anticipation_data.held_out_rows(groups, 0.1, 0)
+    kept = held_out_rows(groups, 0.1, 0)
     assert kept.sum() == 10 and all(len(set(kept[groups == g])) == 1 for g in range(20))
-    assert (kept != anticipation_data.held_out_rows(groups, 0.1, 1)).any()
-    assert anticipation_data.held_out_rows(np.array([0, 0, 0, 1]), 0.9, 0).sum() in (1, 3)
+    assert (kept != held_out_rows(groups, 0.1, 1)).any()
+    assert held_out_rows(np.array([0, 0, 0, 1]), 0.9, 0).sum() in (1, 3)
     with pytest.raises(ConfigError, match="at least two training videos"):
-        anticipation_data.held_out_rows(np.zeros(4, int), 0.1, 0)
+        held_out_rows(np.zeros(4, int), 0.1, 0)
 
 
 def test_the_worlds_next_behaviour_follows_from_this_one():

@@ -23,8 +23,9 @@ import numpy as np
 from data_pipelines import epic
 from vjepa_jax.config import ConfigError
 from vjepa_jax.evals import controls
-from vjepa_jax.evals.anticipation_data import Batches, Data, ek100_data, held_out_rows, world_data
+from vjepa_jax.evals.anticipation_data import Batches, Data, ek100_data, world_data
 from vjepa_jax.evals.attentive import PUBLISHED_LRS
+from vjepa_jax.evals.groups import held_out_rows
 from vjepa_jax.evals.heads import Heads, Setting
 from vjepa_jax.evals.scores import OnScore, Score, bootstrap, score
 from vjepa_jax.evals.sequences import affine, moments

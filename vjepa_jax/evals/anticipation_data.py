@@ -111,17 +111,3 @@ def world_data(clip: worlds.Clip, cfg: Any) -> Data:
         rows=in_order,
         test=lambda: in_order(np.arange(count, len(video))),
     )
-
-
-def held_out_rows(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """bool [n]: whole videos in random order until they hold `share` of the actions; at least one, and never all.
-
-    Raises:
-      ConfigError: one video only.
-    """
-    order = np.random.default_rng([seed, 31]).permutation(np.unique(groups))
-    if len(order) < 2:
-        raise ConfigError("anticipation needs at least two training videos: one of them chooses a head")
-    held = np.cumsum([(groups == group).sum() for group in order])
-    taken = min(int(np.searchsorted(held, share * len(groups))) + 1, len(order) - 1)
-    return np.isin(groups, order[:taken])

@@ -23,12 +23,12 @@ import numpy as np
 from data_pipelines import dense as folders
 from vjepa_jax.config import ConfigError, ModelConfig
 from vjepa_jax.evals import dense_data
-from vjepa_jax.evals.anticipation_data import held_out_rows
 from vjepa_jax.evals.dense_data import Data
 from vjepa_jax.evals.dense_reader import Reader, judged
 from vjepa_jax.evals.dense_tasks import best
+from vjepa_jax.evals.groups import group_bootstrap, held_out_rows
 from vjepa_jax.evals.heads import Heads, Setting
-from vjepa_jax.evals.scores import OnScore, Score, bootstrap, score
+from vjepa_jax.evals.scores import OnScore, Score, score
 from vjepa_jax.evals.vos import at_size
 from vjepa_jax.evals.worlds import Clip, clip_of
 from vjepa_jax.models.variants import encoder_flops, encoder_size
@@ -219,12 +219,11 @@ def _rows(
 ) -> Iterator[Score]:
     """A score a metric. Seeds give the interval, of one seed the pictures do, those of a scene together."""
     values = np.array([data.task.values(own) for own in kept])
-    scenes = [np.flatnonzero(data.test_groups == scene) for scene in np.unique(data.test_groups)]
     for i, metric in enumerate(data.task.metrics):
         interval = None
         if len(kept) == 1:
-            drawn = lambda picks, i=i: data.task.values(kept[0][np.concatenate([scenes[k] for k in picks])])[i]
-            interval = tuple(metric.scale * end for end in bootstrap(drawn, len(scenes), resamples=200))
+            drawn = lambda rows, i=i, scale=metric.scale: scale * data.task.values(kept[0][rows])[i]
+            interval = group_bootstrap(drawn, data.test_groups, resamples=200)
         yield score(
             *(data.name, metric.name + how, name),
             (metric.scale * values[:, i]).tolist(),

@@ -55,6 +55,21 @@ def hold_out_groups(
     return out
 
 
+def held_out_rows(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """bool [n]: whole groups in random order until they hold a `share` of the rows, whatever their classes; at least
+    one, and never all.
+
+    Raises:
+      ConfigError: one group only.
+    """
+    order = np.random.default_rng([seed, 31]).permutation(np.unique(groups))
+    if len(order) < 2:
+        raise ConfigError("held_out needs at least two training videos or scenes: one of them chooses a head")
+    held = np.cumsum([(groups == group).sum() for group in order])
+    taken = min(int(np.searchsorted(held, share * len(groups))) + 1, len(order) - 1)
+    return np.isin(groups, order[:taken])
+
+
 def group_bootstrap(
     statistic: Callable[[np.ndarray], float],
     groups: Sequence[str] | np.ndarray,
