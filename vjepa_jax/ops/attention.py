@@ -13,9 +13,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from vjepa_jax.ops import flash
+from vjepa_jax.ops.shards import on_shards
 from vjepa_jax.ops.tokens import Segments, cuts_sequences, join_tokens, split_tokens
 
 IMPLEMENTATIONS = ("xla", "cudnn", "triton", "splash")
@@ -66,9 +67,10 @@ def attention(
     Returns:
       [B, N, H, K] in the dtype of q; the softmax is taken in float32.
     """
+    segments = segments if len(segments) > 1 else ()
     longest = max(max(counts) for counts in segments or [(q_BNHK.shape[1], k_BMHK.shape[1])])
     kernel = resolve(implementation, q_BNHK.dtype, q_BNHK.shape[-1], longest)
-    if len(segments) > 1 and (kernel != "triton" or cuts_sequences() or not _plain(q_BNHK, valid_BM, mask_NM)):
+    if segments and (kernel != "triton" or cuts_sequences() or not _plain(q_BNHK, valid_BM, mask_NM)):
         alone = functools.partial(attention, implementation=kernel)
         call = lambda q, k, v, valid, mask: alone(q, k, v, valid_BM=valid, mask_NM=mask)
         return _each(call, segments, q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM)
@@ -78,7 +80,10 @@ def attention(
         return nn.with_logical_constraint(_xla(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM), QUERIES)
     if kernel not in _KERNELS:
         raise ValueError(f"attention={implementation!r} is not one of auto, {', '.join(IMPLEMENTATIONS)}")
-    return _on_shards(_KERNELS[kernel], segments, q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM)
+    own, other = _KERNELS[kernel], _xla
+    if segments:
+        own, other = functools.partial(own, segments=segments), functools.partial(_each, _xla, segments)
+    return on_shards(own, other, (q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM), _specs)
 
 
 def block_causal_mask(num_blocks: int, block_size: int) -> jax.Array:
@@ -105,24 +110,10 @@ def _each(call: Callable[..., jax.Array], segments: Segments, q_BNHK, k_BMHK, v_
     return join_tokens([call(*part, mask_NM) for part in parts])
 
 
-def _on_shards(
-    kernel: Callable[..., jax.Array], segments: Segments, q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM
-) -> jax.Array:
-    """`kernel`, which XLA cannot divide, on every device's own share of batch, queries and heads.
-
-    What the mesh does not divide evenly (the two tokens with which parameters are made) goes to XLA.
-    """
-    arrays, mesh = (q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM), jax.sharding.get_abstract_mesh()
-    own = functools.partial(kernel, segments=segments) if segments else kernel
-    if mesh.size <= 1:
-        return own(*arrays)
+def _specs() -> tuple[PartitionSpec, ...]:
+    """Places of queries, keys, values and both masks: every device has its own share of batch, queries and heads."""
     queries, keys = nn.logical_to_mesh_axes(QUERIES), nn.logical_to_mesh_axes(KEYS)
-    try:
-        NamedSharding(mesh, queries).shard_shape(q_BNHK.shape)
-    except ValueError:
-        return _each(_xla, segments, *arrays) if segments else _xla(*arrays)
-    specs = (queries, keys, keys, PartitionSpec(queries[0]), PartitionSpec(queries[1]))
-    return jax.shard_map(own, in_specs=specs, out_specs=queries, check_vma=False)(*arrays)
+    return queries, keys, keys, PartitionSpec(queries[0]), PartitionSpec(queries[1])
 
 
 def _cudnn(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):

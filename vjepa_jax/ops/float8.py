@@ -5,10 +5,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from vjepa_jax.ops import attention, flash
 from vjepa_jax.ops.gelu import normal_cdf
+from vjepa_jax.ops.shards import on_shards
 
 E4M3 = jnp.float8_e4m3fn
 LARGEST = 448.0  # of E4M3; its relative precision is 1/16, down to 1/64
@@ -50,16 +51,13 @@ def float8_gelu_dot(x_BND: jax.Array, kernel_DF: jax.Array, bias_F: jax.Array) -
     product_BNF = nn.with_logical_constraint(product_BNF, HIDDEN)
     if attention.platform() != "gpu" or not flash.available():
         return _gelu(product_BNF, scale, bias_F)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size <= 1:
-        return gelu_kernel(product_BNF, scale, bias_F)
-    spec = nn.logical_to_mesh_axes(HIDDEN)
-    try:
-        NamedSharding(mesh, spec).shard_shape(product_BNF.shape)
-    except ValueError:
-        return _gelu(product_BNF, scale, bias_F)
-    specs = (spec, PartitionSpec(), PartitionSpec(spec[2]))
-    return jax.shard_map(gelu_kernel, in_specs=specs, out_specs=spec, check_vma=False)(product_BNF, scale, bias_F)
+    return on_shards(gelu_kernel, _gelu, (product_BNF, scale, bias_F), _specs)
+
+
+def _specs() -> tuple[PartitionSpec, ...]:
+    """Places of product, scale and bias."""
+    hidden = nn.logical_to_mesh_axes(HIDDEN)
+    return hidden, PartitionSpec(), PartitionSpec(hidden[2])
 
 
 def gelu_kernel(product_BNF: jax.Array, scale: jax.Array, bias_F: jax.Array, interpret: bool = False) -> jax.Array:
