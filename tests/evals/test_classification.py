@@ -14,6 +14,7 @@ from vjepa_jax.encoder import Encoder
 from vjepa_jax.evals import classification, classification_data, controls
 from vjepa_jax.evals.classification import BEST, CHOSEN, Config
 from vjepa_jax.evals.features import pixel_features
+from vjepa_jax.evals.heads import Heads
 from vjepa_jax.evals.sequences import Reader, sequence
 
 COLOURS = np.array([[220, 40, 40], [40, 200, 40], [60, 60, 230], [210, 200, 40]], np.uint8)
@@ -160,6 +161,17 @@ def test_the_cheap_mode_is_labelled_and_close(manifest):
     assert row["value"] >= 80.0 and "cheap mode: training clips encoded once, without augmentation" in row["note"]
     with pytest.raises(ConfigError, match=r"classification\.cache would take .* more than cache_gib=1e-09"):
         classification.run({"trained": [pixels]}, dataclasses.replace(cfg, cache_gib=1e-9))
+
+
+def test_batches_that_standardise_are_trained_on_and_made_once(manifest, monkeypatch):
+    started, trained = [], []
+    stream, train = classification.training, Heads.train
+    monkeypatch.setattr(classification, "training", lambda *args: started.append(args) or stream(*args))
+    monkeypatch.setattr(Heads, "train", lambda *args: trained.append(len(args[2])) or train(*args))
+    cfg = settings(manifest, standardize=2, epochs=2, segments=1, views=1)
+    rows = classification.run({"trained": [pixels]}, cfg)
+    assert len(started) == 1 and trained == [8] * (TRAIN * 2 // 8)
+    assert all("features standardised" in row["note"] for row in rows)
 
 
 def test_seeds_and_controls_stand_in_the_scores(manifest):

@@ -209,15 +209,7 @@ def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: Data, seed: int) -
     make = lambda: Heads(model, settings * copies, steps, seed, cfg.heads_at_once, cfg.micro_batch)
     heads = {name: make() for name in encoders}
     reader = Reader(encoders, cfg.layers, cfg.dtype, cfg.encode_batch)
-    if cfg.standardize:
-        reader.fit(itertools.islice(training(cfg, data, seed), cfg.standardize))
-    if cfg.cache:
-        clips = middle(cfg, *train_of(cfg), 1, data.rows)
-        cached = token_cache.fill(reader, clips, len(data.rows), cfg.cache_gib)
-        batches = token_cache.batches_of(cached, cfg.epochs, cfg.batch_size, seed, cfg.dtype)
-    else:
-        batches = _streamed(reader, cfg, data, seed)
-    for rows, tokens in batches:
+    for rows, tokens in _training(reader, cfg, data, seed):
         weight_GB = np.ones((len(settings) * copies, len(rows)), np.float32)
         weight_GB[: len(settings)] = ~keeps_out[rows]
         for name, own in heads.items():
@@ -234,10 +226,23 @@ def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: Data, seed: int) -
     return outcomes
 
 
-def _streamed(reader: Reader, cfg: Config, data: Data, seed: int):
-    """Rows of every batch and a function from an encoder's name to its tokens."""
-    for batch in training(cfg, data, seed):
-        yield batch["index"], functools.partial(reader, video=batch["video"])
+def _training(reader: Reader, cfg: Config, data: Data, seed: int):
+    """Rows of every training batch and a function from an encoder's name to its tokens. What `reader` subtracts and
+    divides by comes from the first batches, which are trained on too: workers that make them start once."""
+    streamed: Any = None
+    first: list[Any] = []
+    if cfg.standardize or not cfg.cache:
+        streamed = training(cfg, data, seed)
+        first = list(itertools.islice(streamed, cfg.standardize))
+        reader.fit(first)
+    if not cfg.cache:
+        for batch in itertools.chain(first, streamed):
+            yield batch["index"], functools.partial(reader, video=batch["video"])
+        return
+    del streamed, first  # its workers end
+    clips = middle(cfg, *train_of(cfg), 1, data.rows)
+    cached = token_cache.fill(reader, clips, len(data.rows), cfg.cache_gib)
+    yield from token_cache.batches_of(cached, cfg.epochs, cfg.batch_size, seed, cfg.dtype)
 
 
 def _right(reader: Reader, heads: Mapping[str, Heads], batches) -> dict[str, np.ndarray]:
