@@ -195,7 +195,7 @@ def _compile(argv: list[str]) -> int:
         description="Compile the training step for TPUs that are not here: whether it fits, memory of a chip, "
         "collectives, and the least time that a step takes. Needs libtpu, and no TPU.",
         epilog="example: vjepa compile --config experiments/pretrain/vjepa2.py:vitl --topology v5e:16x16 "
-        "--config.mesh.replica=16",
+        "--config.mesh.replica=16 --config.model.remat=full",
         allow_abbrev=False,
     )
     parser.add_argument(

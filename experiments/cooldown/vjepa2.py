@@ -36,7 +36,8 @@ def get_config(arg: str = "vitl_256") -> ConfigDict:
     config.model = ConfigDict()
     config.model.variant = ENCODERS[encoder]
     config.model.position = "rope_tiled"
-    config.model.remat = "full"
+    # "dots" is the faster one; with 6 clips of 384 px a GPU it does not fit into 80 GB for ViT-g
+    config.model.remat = "full" if resolution == "384" else "dots"
     config.model.predictor = ConfigDict({"embed_dim": 384, "depth": 12, "num_heads": 12, "num_mask_tokens": 2})
 
     config.masks = ConfigDict()
