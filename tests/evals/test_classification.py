@@ -11,11 +11,13 @@ from data_pipelines.sources import DataError
 from vjepa_jax import config_file
 from vjepa_jax.config import ConfigError, ModelConfig, from_config_dict
 from vjepa_jax.encoder import Encoder
-from vjepa_jax.evals import classification, classification_data, controls
+from vjepa_jax.evals import classification, classification_data, controls, token_cache
 from vjepa_jax.evals.classification import BEST, CHOSEN, Config
+from vjepa_jax.evals.classification_data import Data
 from vjepa_jax.evals.features import pixel_features
 from vjepa_jax.evals.heads import Heads
 from vjepa_jax.evals.sequences import Reader, sequence
+from vjepa_jax.evals.token_cache import TokenCache
 
 COLOURS = np.array([[220, 40, 40], [40, 200, 40], [60, 60, 230], [210, 200, 40]], np.uint8)
 TRAIN, TEST = 40, 18
@@ -203,6 +205,32 @@ def test_folds_of_scenes_test_every_video_once(scenes):
     assert {row["value"] for row in rows if row["encoder"] == "collapsed"} == {25.0}
 
 
+def test_the_cheap_mode_encodes_a_video_once_for_all_folds(scenes):
+    seen = []
+
+    def counting(video):
+        seen.append(len(video))
+        return pixels(video)
+
+    cfg = settings(scenes, folds=3, segments=1, views=1, cache=True, standardize=2, epochs=2)
+    rows = classification.run({"trained": [counting]}, cfg)
+    assert seen == [16, 16, 16] and rows[0]["count"] == 48  # encode_batch
+
+
+def test_an_undecodable_video_is_wrong_in_the_cheap_mode():
+    tokens = np.arange(3, dtype=np.float32)[:, None, None]
+    cached = TokenCache({"a": tokens}, np.array([0, 2, 3]))
+    data = Data(None, np.array([5, 6, 7, 8]), np.arange(4), np.array([6, 7]), np.array([1, 2]))
+    reader, cfg = Reader({}, (), "float32", 4), Config(segments=1, encode_batch=4, dtype="float32")
+    ((labels, real, (read,)),) = classification._from_cache(reader, cfg, data, cached, data.test_rows)
+    assert labels.tolist()[:2] == [-1, 7] and real.tolist() == [True, True, False, False]
+    assert np.asarray(read("a"))[1, 0, 0] == 1.0  # row 2 is the second that is kept
+    batches = token_cache.batches_of(cached, np.array([1, 2, 3]), 2, 4, 0, "float32")
+    ((rows, read),) = batches  # two passes over the two that are there
+    assert sorted(rows.tolist()) == [2, 2, 3, 3]
+    assert np.asarray(read("a"))[:, 0, 0].tolist() == [1.0 if row == 2 else 2.0 for row in rows]
+
+
 def test_scenes_are_never_on_both_sides(scenes):
     cfg = classification_data.fitted(settings(scenes, folds=4), {})
     assert cfg.path == str(scenes / "labels.csv")
@@ -273,7 +301,7 @@ def test_sequences_hold_all_segments_and_layers(encoder):
 def test_features_are_standardised_when_asked_for():
     reader = Reader({"a": pixels, "flat": constant}, (), "float32", 8)
     video = np.random.default_rng(0).integers(0, 256, (6, 1, 4, 16, 16, 3)).astype(np.uint8)
-    reader.fit([{"video": video[:3]}, {"video": video[3:]}])
+    reader.fit([lambda name, part=part: reader.raw(name, part) for part in (video[:3], video[3:])])
     x = np.asarray(reader("a", video)).reshape(-1, 384)
     np.testing.assert_allclose(x.mean(0), 0.0, atol=1e-4)
     np.testing.assert_allclose(x.std(0), 1.0, atol=1e-3)

@@ -14,7 +14,7 @@ Shape suffixes: G heads, B videos, S segments, V views, N tokens, D embedding, C
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -41,6 +41,7 @@ from vjepa_jax.evals.groups import group_bootstrap, hold_out_groups
 from vjepa_jax.evals.heads import Heads, Setting
 from vjepa_jax.evals.scores import OnScore, Score, mean_interval, score
 from vjepa_jax.evals.sequences import Control, Reader
+from vjepa_jax.evals.token_cache import TokenCache
 from vjepa_jax.models.probe import AttentiveClassifier
 from vjepa_jax.models.variants import ViTSize, encoder_flops, encoder_size
 
@@ -119,7 +120,8 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
     outcomes: dict[str, list[_Outcome]] = {name: [] for name in named}
     for seed in range(cfg.seeds):
         chosen = {name: group[seed % len(group)] for name, group in named.items()}
-        folds = [_one_seed(chosen, cfg, data, seed) for data in parts]
+        cached = _encoded_once(chosen, cfg, parts) if cfg.cache else None
+        folds = [_one_seed(chosen, cfg, data, seed, cached) for data in parts]
         for name in named:
             outcomes[name].append(_joined([fold[name] for fold in folds]))
     scores = [row for name, runs in outcomes.items() for row in _scores(name, runs, cfg, parts)]
@@ -181,6 +183,10 @@ class _Outcome:
     settings: list[Setting]
 
 
+# labels of videos, which of them are no padding, and for every view a function from an encoder's name to its tokens
+_Batch = tuple[np.ndarray, np.ndarray, list[Callable[[str], Any]]]
+
+
 def _joined(folds: Sequence[_Outcome]) -> _Outcome:
     """Folds one after the other."""
     right_GM, right_M = (np.concatenate([getattr(o, key) for o in folds], -1) for key in ("right_GM", "right_M"))
@@ -197,7 +203,16 @@ def _kept_out(cfg: Config, data: Data, seed: int) -> np.ndarray:
     return out
 
 
-def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: Data, seed: int) -> dict[str, _Outcome]:
+def _encoded_once(encoders: Mapping[str, Any], cfg: Config, parts: Sequence[Data]) -> TokenCache:
+    """Tokens of every video that trains in some part."""
+    rows = np.unique(np.concatenate([part.rows for part in parts]))
+    reader = Reader(encoders, cfg.layers, cfg.dtype, cfg.encode_batch)
+    return token_cache.fill(reader, middle(cfg, *train_of(cfg), 1, rows), len(rows), cfg.cache_gib)
+
+
+def _one_seed(
+    encoders: Mapping[str, Any], cfg: Config, data: Data, seed: int, cached: TokenCache | None
+) -> dict[str, _Outcome]:
     """All encoders on the same batches, so that every video is decoded once."""
     keeps_out = _kept_out(cfg, data, seed)
     steps = len(data.rows) * cfg.epochs // cfg.batch_size
@@ -209,7 +224,7 @@ def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: Data, seed: int) -
     make = lambda: Heads(model, settings * copies, steps, seed, cfg.heads_at_once, cfg.micro_batch)
     heads = {name: make() for name in encoders}
     reader = Reader(encoders, cfg.layers, cfg.dtype, cfg.encode_batch)
-    for rows, tokens in _training(reader, cfg, data, seed):
+    for rows, tokens in _training(reader, cfg, data, seed, cached):
         weight_GB = np.ones((len(settings) * copies, len(rows)), np.float32)
         weight_GB[: len(settings)] = ~keeps_out[rows]
         for name, own in heads.items():
@@ -217,8 +232,15 @@ def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: Data, seed: int) -
 
     chooses, reported = slice(0, len(settings)), slice(len(settings) * (copies - 1), None)
     rows = np.flatnonzero(keeps_out)
-    on_held_out = _right(reader, heads, middle(cfg, *train_of(cfg), 1, rows))
-    on_test = _right(reader, heads, middle(cfg, *test_of(cfg), cfg.views, data.test_rows))
+    if cached:
+        chosen_by = _from_cache(reader, cfg, data, cached, rows)
+    else:
+        chosen_by = _from_clips(reader, middle(cfg, *train_of(cfg), 1, rows))
+    if cached and cfg.folds and cfg.views == 1:  # the videos of a fold train in another one
+        tested = _from_cache(reader, cfg, data, cached, data.test_rows)
+    else:
+        tested = _from_clips(reader, middle(cfg, *test_of(cfg), cfg.views, data.test_rows))
+    on_held_out, on_test = _right(heads, chosen_by), _right(heads, tested)
     outcomes = {}
     for name in encoders:
         right_GM, head = on_test[name][reported], int(on_held_out[name][chooses].sum(1).argmax())
@@ -226,34 +248,44 @@ def _one_seed(encoders: Mapping[str, Any], cfg: Config, data: Data, seed: int) -
     return outcomes
 
 
-def _training(reader: Reader, cfg: Config, data: Data, seed: int):
+def _training(reader: Reader, cfg: Config, data: Data, seed: int, cached: TokenCache | None):
     """Rows of every training batch and a function from an encoder's name to its tokens. What `reader` subtracts and
     divides by comes from the first batches, which are trained on too: workers that make them start once."""
-    streamed: Any = None
-    first: list[Any] = []
-    if cfg.standardize or not cfg.cache:
-        streamed = training(cfg, data, seed)
-        first = list(itertools.islice(streamed, cfg.standardize))
-        reader.fit(first)
-    if not cfg.cache:
-        for batch in itertools.chain(first, streamed):
-            yield batch["index"], functools.partial(reader, video=batch["video"])
-        return
-    del streamed, first  # its workers end
-    clips = middle(cfg, *train_of(cfg), 1, data.rows)
-    cached = token_cache.fill(reader, clips, len(data.rows), cfg.cache_gib)
-    yield from token_cache.batches_of(cached, cfg.epochs, cfg.batch_size, seed, cfg.dtype)
+    if cached:
+        batches = token_cache.batches_of(cached, data.rows, cfg.epochs, cfg.batch_size, seed, cfg.dtype)
+    else:
+        clips = training(cfg, data, seed)
+        batches = ((batch["index"], functools.partial(reader.raw, video=batch["video"])) for batch in clips)
+    first = list(itertools.islice(batches, cfg.standardize))
+    reader.fit(tokens for _, tokens in first)
+    for rows, tokens in itertools.chain(first, batches):
+        yield rows, lambda name, tokens=tokens: reader.standardised(name, tokens(name))
 
 
-def _right(reader: Reader, heads: Mapping[str, Heads], batches) -> dict[str, np.ndarray]:
+def _from_clips(reader: Reader, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[_Batch]:
+    for batch in batches:
+        video, real = batch["video"], (batch["index"] >= 0) | (batch["substituted"] > 0)
+        views = [functools.partial(reader, video=video[:, :, v]) for v in range(video.shape[2])]
+        yield np.asarray(batch["label"]), real, views
+
+
+def _from_cache(reader: Reader, cfg: Config, data: Data, cached: TokenCache, rows: np.ndarray) -> Iterator[_Batch]:
+    """Of the videos `rows`; of an undecodable one the tokens are another's and the label is no class."""
+    size = max(1, cfg.encode_batch // cfg.segments)
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        places, there = cached.places(np.resize(part, size))
+        labels = np.where(there, data.labels[np.resize(part, size)], -1)
+        read = lambda name, at=places: reader.standardised(name, cached.read(name, at, cfg.dtype))
+        yield labels, np.arange(size) < len(part), [read]
+
+
+def _right(heads: Mapping[str, Heads], batches: Iterable[_Batch]) -> dict[str, np.ndarray]:
     """Which videos every head has right, bool [G, M], its softmax averaged over views; an undecodable one is wrong."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in heads}
-    for batch in batches:
-        real = (batch["index"] >= 0) | (batch["substituted"] > 0)
-        video, labels = batch["video"], np.asarray(batch["label"])
+    for labels, real, views in batches:
         for name, own in heads.items():
-            views = [own.probabilities(reader(name, video[:, :, v])) for v in range(video.shape[2])]
-            classes_GB = np.asarray(sum(views)).argmax(-1)
+            classes_GB = np.asarray(sum(own.probabilities(tokens(name)) for tokens in views)).argmax(-1)
             found[name].append((classes_GB == labels)[:, real])
     return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
 

@@ -81,18 +81,28 @@ class Reader:
         self._options = (layers, dtype, at_once)
         self._affine: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def fit(self, batches: Iterable[Mapping[str, np.ndarray]]) -> None:
-        """Mean and deviation of every channel over the tokens of some batches; a constant channel becomes 0."""
+    def fit(self, batches: Iterable[Callable[[str], Any]]) -> None:
+        """Mean and deviation of every channel over the tokens of some batches; a constant channel becomes 0.
+
+        batches: functions from an encoder's name to what `raw` gives.
+        """
         sums: dict[str, Any] = {}
-        for batch in batches:
+        for tokens in batches:
             for name in self.encoders:
-                sums[name] = sums.get(name, 0.0) + moments(self(name, batch["video"]))
+                sums[name] = sums.get(name, 0.0) + moments(tokens(name))
         self._affine = {name: affine(total) for name, total in sums.items()}
 
-    def __call__(self, name: str, video: np.ndarray) -> jax.Array:
+    def raw(self, name: str, video: np.ndarray) -> jax.Array:
         """Tokens of videos uint8 [B, S, T, H, W, 3] by one encoder; see `sequence`."""
-        x_BND = sequence(self.encoders[name], video, *self._options)
+        return sequence(self.encoders[name], video, *self._options)
+
+    def standardised(self, name: str, x_BND: jax.Array) -> jax.Array:
+        """Tokens that `raw` gave as probes read them."""
         if name not in self._affine:
             return x_BND
         mean_D, scale_D = self._affine[name]
         return ((x_BND.astype(jnp.float32) - mean_D) * scale_D).astype(x_BND.dtype)
+
+    def __call__(self, name: str, video: np.ndarray) -> jax.Array:
+        """Both."""
+        return self.standardised(name, self.raw(name, video))
