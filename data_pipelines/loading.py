@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import grain
+from absl import flags
 
 from data_pipelines.sources import DataError
 
@@ -42,6 +43,8 @@ def iterate(
       DataError: too little shared memory for the workers.
       WorkerError: while iterating: a worker ended by itself or was asked to, or was killed too often.
     """
+    if not flags.FLAGS.is_parsed():  # grain reads its own and refuses where no program has parsed any
+        flags.FLAGS.mark_as_parsed()
     if not num_workers:
         read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(1, buffer_size, num_threads))
         iterator = iter(batches.to_iter_dataset(read))

@@ -1,4 +1,4 @@
-"""Test set-up: 8 simulated CPU devices, parsed absl flags (grain reads them), and where data and fixtures are."""
+"""Test set-up: 8 simulated CPU devices, and where data and fixtures are."""
 
 import os
 import pathlib
@@ -15,9 +15,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import numpy as np
 import pytest
-from absl import flags
-
-flags.FLAGS.mark_as_parsed()
 
 
 @pytest.fixture

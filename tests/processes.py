@@ -17,11 +17,9 @@ from vjepa_jax.training import metrics as metrics_lib
 # compiled by every test again
 PROGRAM = """
 import contextlib, json, sys, types
-from absl import flags
 from jax._src import compiler
 from vjepa_jax import config_stages, stages
 from vjepa_jax.parallel import distributed
-flags.FLAGS.mark_as_parsed()
 compiler.distributed = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0, client=None))
 {fault}
 if __name__ == "__main__":

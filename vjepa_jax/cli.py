@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 
-from vjepa_jax.cli_options import USAGE_ERROR, part, quiet_flags, reject_unknown
+from vjepa_jax.cli_options import USAGE_ERROR, part, reject_unknown
 
 _BEGAN = time.perf_counter()  # importing jax is part of a start
 
@@ -86,7 +86,6 @@ def _train(argv: list[str]) -> int:
     runs = config_file.load_stages(options.config, overrides)
     if options.dry_run:
         return _dry_run(runs, options)
-    quiet_flags()
     _keep_programs()
     from vjepa_jax import stages, train
     from vjepa_jax.parallel import distributed
@@ -273,7 +272,6 @@ def _show(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         parser.error(f"{overrides[0]} overrides a key of a config file: name one with --config FILE")
     else:
         run = contact_sheet.default_run(options.src)
-    quiet_flags()
     contact_sheet.write_sheet(run, options.clips, options.dst, mask_picture)
     print(options.dst)
     return 0

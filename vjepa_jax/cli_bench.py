@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Iterator
 
-from vjepa_jax.cli_options import part, quiet_flags, reject_unknown
+from vjepa_jax.cli_options import part, reject_unknown
 
 BENCH_HELP = """usage: vjepa bench data | index | masks | predictor | step [options]
 
@@ -27,7 +27,6 @@ def main(argv: list[str]) -> int:
         parser.add_argument("--quick", action="store_true", help="one round and one distance of key frames")
         parser.add_argument("--source", default="", metavar="DIR", help="videos to measure with; default: shapes")
         options = parser.parse_args(argv[1:])
-        quiet_flags()
         from data_pipelines import decode_bench
         from vjepa_jax import bench
 

@@ -3,7 +3,7 @@
 import argparse
 import shlex
 
-from vjepa_jax.cli_options import quiet_flags, reject_unknown
+from vjepa_jax.cli_options import reject_unknown
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +40,6 @@ def main(argv: list[str]) -> int:
         _refuse(parser, options, ("checkpoint", "out"), "--workdir", overrides)
         if not options.workdir:
             parser.error("name a file of protocols with --config, or a run to probe with --workdir")
-    quiet_flags()
     if options.config:
         from vjepa_jax.evals import suite as suite_module
 

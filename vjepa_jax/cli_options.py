@@ -21,10 +21,3 @@ def reject_unknown(parser: argparse.ArgumentParser, extra: list[str]) -> None:
     for word in extra:
         if not word.startswith("--config."):
             parser.error(f"unknown option {word} (config keys are set with --config.KEY=VALUE)")
-
-
-def quiet_flags() -> None:
-    """grain reads absl flags, which nobody parses here."""
-    from absl import flags
-
-    flags.FLAGS.mark_as_parsed()

@@ -26,11 +26,9 @@ SCRIPT = """
 import signal
 import sys
 import grain
-from absl import flags
 from data_pipelines import loading
 
 def main():
-    flags.FLAGS.mark_as_parsed()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and its children do
     batches = grain.MapDataset.range(10**9).batch(2)
     for batch in loading.iterate(batches, 1, 1, 2, 16):
