@@ -67,7 +67,7 @@ def test_processes_that_would_run_different_things_say_so(config, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_all(config, tmp_path):
     outputs = finish(start(config | {"optim": {"lr": 1e30, "start_lr": 1e30}}, tmp_path / "run", 2), 1)
-    assert all("the loss is" in output for output in outputs)
+    assert all("the loss is" in output for output in outputs), "\n".join(outputs)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from vjepa_jax.parallel import partitioning
 HEARTBEAT_SECONDS = 15  # without a sign of life for so long, a process counts as dead and the others end (jax: 100)
 SHUTDOWN_SECONDS = 600  # that processes wait for each other at the end
 MEETING_SECONDS = 24 * 3600  # that processes wait in `meet`; one that has died is noticed long before
+LINGER_SECONDS = 1  # that a failed process stays: those that meet the same error say so before jax ends them
 _TEXT_BYTES = 4096  # of one process in `gather`
 _meetings = itertools.count()
 
@@ -91,8 +93,8 @@ def last_words(text: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def member(spec: str) -> Iterator[None]:
-    """Context in which this process is one of several; see `join`. An error ends the process at once: jax would first
-    wait for the others, which wait for this one in a collective, and end by themselves once it is gone."""
+    """Context in which this process is one of several; see `join`. An error ends the process within a second: jax would
+    first wait for the others, which wait for this one in a collective, and end by themselves once it is gone."""
     join(spec)
     with last_words(_lost()):
         try:
@@ -109,6 +111,7 @@ def member(spec: str) -> Iterator[None]:
 def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+    time.sleep(LINGER_SECONDS)
     os._exit(code)
 
 

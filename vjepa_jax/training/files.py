@@ -3,12 +3,16 @@
 import json
 import os
 import pathlib
+import socket
 from typing import Any
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
-    """Replace `path` with `data`. Raises OSError and leaves the old file where it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Replace `path` with `data`. Raises OSError and leaves the old file where it cannot be written.
+
+    Several processes of a run may write the same file at once: the last one's stays.
+    """
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
 
