@@ -13,6 +13,7 @@ Shape suffixes: G heads, B videos, M videos of validation, N tokens, D embedding
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from vjepa_jax.evals.attentive import PUBLISHED_LRS
 from vjepa_jax.evals.groups import held_out_rows
 from vjepa_jax.evals.heads import Heads, Setting
 from vjepa_jax.evals.scores import OnScore, Score, bootstrap, score
-from vjepa_jax.evals.sequences import affine, moments
+from vjepa_jax.evals.sequences import affines
 from vjepa_jax.evals.temporal_metrics import class_mean_recall
 from vjepa_jax.evals.worlds import clip_of
 from vjepa_jax.models.probe import MultiTaskClassifier
@@ -98,7 +99,7 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
     for kind in cfg.tokens[1:]:
         named[f"{controls.TRAINED}, tokens: {kind}"] = [make(trained, kind)]
     if cfg.frame_controls:
-        for name, wrap in ((controls.STILL, controls.single_frame), (controls.SHUFFLED, controls.shuffled_frames)):
+        for name, wrap in controls.FRAMES.items():
             named[name] = [make(trained, cfg.tokens[0], wrap)]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in named}
     for seed in range(cfg.seeds):
@@ -186,9 +187,10 @@ def _one_seed(readers: Mapping[str, Tokens], cfg: Config, data: Data, seed: int)
     # first the heads that choose, which do not see the held-out videos, then those that are reported
     make = lambda: Heads(model, settings * 2, steps, seed, cfg.heads_at_once, cfg.micro_batch, loss)
     heads = {name: make() for name in readers}
-    if cfg.standardize:
-        _fit(readers, data.training(seed), cfg.standardize)
-    for batch in data.training(seed):
+    batches = iter(data.training(seed))
+    first = list(itertools.islice(batches, cfg.standardize))  # trained on too: workers that make them start once
+    _fit(readers, first)
+    for batch in itertools.chain(first, batches):
         weight_GB = np.ones((2 * len(settings), len(batch["index"])), np.float32)
         weight_GB[: len(settings)] = ~keeps_out[batch["index"]]
         for name, own in heads.items():
@@ -200,16 +202,13 @@ def _one_seed(readers: Mapping[str, Tokens], cfg: Config, data: Data, seed: int)
     return {name: Outcome(test[name], {task: best(name, task) for task in TASKS}, settings) for name in readers}
 
 
-def _fit(readers: Mapping[str, Tokens], batches: Batches, count: int) -> None:
-    """Standardises the tokens of every encoder by the statistics of some batches."""
+def _fit(readers: Mapping[str, Tokens], batches: Batches) -> None:
+    """Standardises the tokens of every encoder by the statistics of some batches; of none: leaves them as they are."""
     for reader in readers.values():
         reader.affine = None
-    totals: dict[str, Any] = {}
-    for _, batch in zip(range(count), batches, strict=False):
-        for name, reader in readers.items():
-            totals[name] = totals.get(name, 0.0) + moments(reader(batch["video"], batch["ahead"]))
+    found = affines(readers, (lambda name, b=b: readers[name](b["video"], b["ahead"]) for b in batches))
     for name, reader in readers.items():
-        reader.affine = affine(totals[name])
+        reader.affine = found.get(name)
 
 
 def _logits(

@@ -46,10 +46,6 @@ from vjepa_jax.models.probe import AttentiveClassifier
 from vjepa_jax.models.variants import ViTSize, encoder_flops, encoder_size
 
 BEST, CHOSEN = "top-1, best head on test", "top-1, head chosen on held-out"
-CONTROLS: dict[str, Callable[[Any], Any]] = {
-    controls.STILL: controls.single_frame,
-    controls.SHUFFLED: controls.shuffled_frames,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +87,7 @@ class Config:
     cache: bool = False  # cheap mode: middle clips without augmentation, encoded once. Not the published protocol
     cache_gib: float = 16.0  # that it may take
     seeds: int = 1
-    controls: tuple[str, ...] = (controls.STILL, controls.SHUFFLED)
+    controls: tuple[str, ...] = tuple(controls.FRAMES)
     encode_batch: int = 64  # clips of one call of the encoder
     heads_at_once: int = 0  # heads that a device computes together; 0: all of its own
     micro_batch: int = 0  # videos of one backward pass of the heads; 0: the whole batch
@@ -116,7 +112,7 @@ def run(encoders: Mapping[str, Sequence[Any]], cfg: Config, on_score: OnScore | 
     parts = open_folds(cfg) if cfg.folds else [open_splits(cfg)]
     named = {name: list(group) for name, group in encoders.items()}
     for control in cfg.controls:
-        named[control] = [Control(CONTROLS[control], encoder) for encoder in named[controls.TRAINED]]
+        named[control] = [Control(controls.FRAMES[control], encoder) for encoder in named[controls.TRAINED]]
     outcomes: dict[str, list[_Outcome]] = {name: [] for name in named}
     for seed in range(cfg.seeds):
         chosen = {name: group[seed % len(group)] for name, group in named.items()}
@@ -144,10 +140,9 @@ def check(cfg: Config) -> None:
     if min(cfg.folds, cfg.frames, cfg.resolution, cfg.seconds) < 0:
         raise ConfigError("classification.folds, frames, resolution and seconds must not be negative")
     for name in cfg.controls:
-        if name not in CONTROLS:
-            raise ConfigError(
-                f"classification.controls: {name!r} is not one of {', '.join(CONTROLS)}{hint(name, CONTROLS)}"
-            )
+        if name not in controls.FRAMES:
+            known = ", ".join(controls.FRAMES) + hint(name, controls.FRAMES)
+            raise ConfigError(f"classification.controls: {name!r} is not one of {known}")
     if not 0.0 < cfg.held_out < 1.0:
         raise ConfigError(f"classification.held_out={cfg.held_out} must lie between 0 and 1, e.g. 0.1")
     for key in ("frame_step", "segments", "views", "epochs", "batch_size", "depth", "seeds", "encode_batch"):
@@ -181,10 +176,6 @@ class _Outcome:
     right_M: np.ndarray
     chosen: tuple[int, ...]
     settings: list[Setting]
-
-
-# labels of videos, which of them are no padding, and for every view a function from an encoder's name to its tokens
-_Batch = tuple[np.ndarray, np.ndarray, list[Callable[[str], Any]]]
 
 
 def _joined(folds: Sequence[_Outcome]) -> _Outcome:
@@ -262,6 +253,10 @@ def _training(reader: Reader, cfg: Config, data: Data, seed: int, cached: TokenC
         yield rows, lambda name, tokens=tokens: reader.standardised(name, tokens(name))
 
 
+# labels of videos, which of them are no padding, and for every view a function from an encoder's name to its tokens
+_Batch = tuple[np.ndarray, np.ndarray, list[Callable[[str], Any]]]
+
+
 def _from_clips(reader: Reader, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[_Batch]:
     for batch in batches:
         video, real = batch["video"], (batch["index"] >= 0) | (batch["substituted"] > 0)
@@ -273,11 +268,10 @@ def _from_cache(reader: Reader, cfg: Config, data: Data, cached: TokenCache, row
     """Of the videos `rows`; of an undecodable one the tokens are another's and the label is no class."""
     size = max(1, cfg.encode_batch // cfg.segments)
     for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        places, there = cached.places(np.resize(part, size))
-        labels = np.where(there, data.labels[np.resize(part, size)], -1)
+        filled = np.resize(rows[start : start + size], size)
+        places, there = cached.places(filled)
         read = lambda name, at=places: reader.standardised(name, cached.read(name, at, cfg.dtype))
-        yield labels, np.arange(size) < len(part), [read]
+        yield np.where(there, data.labels[filled], -1), start + np.arange(size) < len(rows), [read]
 
 
 def _right(heads: Mapping[str, Heads], batches: Iterable[_Batch]) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ that predict have `predict(video, context, target, mask_index)` as well (vjepa_j
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ def with_frames(encoders: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     """The same, and beside them the trained encoder on stills and on shuffled frames: what it knows without time, and
     without its order."""
     named = {name: list(group) for name, group in encoders.items()}
-    for name, control in ((STILL, single_frame), (SHUFFLED, shuffled_frames)):
+    for name, control in FRAMES.items():
         named[name] = [control(encode) for encode in named[TRAINED]]
     return named
 
@@ -71,6 +71,9 @@ def shuffled_frames(encode: Encode, seed: int = 0) -> Encode:
         return encode(video[:, order])
 
     return shuffled
+
+
+FRAMES: dict[str, Callable[[Encode], Encode]] = {STILL: single_frame, SHUFFLED: shuffled_frames}
 
 
 def constant_features(video: np.ndarray, patch: int, tubelet: int, width: int = 8) -> jax.Array:

@@ -62,12 +62,9 @@ def held_out_rows(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
     Raises:
       ConfigError: one group only.
     """
-    order = np.random.default_rng([seed, 31]).permutation(np.unique(groups))
-    if len(order) < 2:
+    if len(np.unique(groups)) < 2:
         raise ConfigError("held_out needs at least two training videos or scenes: one of them chooses a head")
-    held = np.cumsum([(groups == group).sum() for group in order])
-    taken = min(int(np.searchsorted(held, share * len(groups))) + 1, len(order) - 1)
-    return np.isin(groups, order[:taken])
+    return hold_out_groups(np.zeros(len(groups)), groups, np.random.default_rng([seed, 31]), share)
 
 
 def group_bootstrap(

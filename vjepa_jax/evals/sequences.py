@@ -69,6 +69,15 @@ def affine(total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
+def affines(names: Iterable[str], batches: Iterable[Callable[[str], Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`affine` of every encoder over the tokens of some batches, functions from its name to them; of none: {}."""
+    sums: dict[str, Any] = {}
+    for tokens in batches:
+        for name in names:
+            sums[name] = sums.get(name, 0.0) + moments(tokens(name))
+    return {name: affine(total) for name, total in sums.items()}
+
+
 class Reader:
     """Sequences of videos by every encoder, as probes read them.
 
@@ -86,11 +95,7 @@ class Reader:
 
         batches: functions from an encoder's name to what `raw` gives.
         """
-        sums: dict[str, Any] = {}
-        for tokens in batches:
-            for name in self.encoders:
-                sums[name] = sums.get(name, 0.0) + moments(tokens(name))
-        self._affine = {name: affine(total) for name, total in sums.items()}
+        self._affine = affines(self.encoders, batches)
 
     def raw(self, name: str, video: np.ndarray) -> jax.Array:
         """Tokens of videos uint8 [B, S, T, H, W, 3] by one encoder; see `sequence`."""
