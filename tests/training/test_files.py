@@ -35,4 +35,4 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError):
         files.write_bytes(tmp_path / "folder", b"x")
-    assert (tmp_path / "folder").is_dir()
+    assert (tmp_path / "folder").is_dir() and len(list(tmp_path.iterdir())) == 1

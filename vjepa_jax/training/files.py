@@ -13,8 +13,11 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
     Several processes of a run may write the same file at once: the last one's stays.
     """
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:  # its name is this process's own: nobody would write over what an error leaves
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
