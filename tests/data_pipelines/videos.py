@@ -57,7 +57,9 @@ def write_video(
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.gop_size = gop
         stream.codec_context.thread_count = 1
-        stream.options = {"crf": "23", "preset": "veryfast", "bf": "2"} if codec == "libx264" else {}
+        # Without the macroblock tree the same frames give the same bytes (reencode.py): tests compare two encodings.
+        libx264 = {"crf": "23", "preset": "veryfast", "bf": "2", "mbtree": "0"}
+        stream.options = libx264 if codec == "libx264" else {}
         stream.options |= options or {}
         if rotation is not None:
             stream.set_display_rotation(**rotation)
