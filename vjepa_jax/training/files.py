@@ -8,13 +8,17 @@ from typing import Any
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
-    """Replace `path` with `data`. Raises OSError and leaves the old file where it cannot be written.
+    """Replace `path` with `data`. Raises OSError and leaves the old file where it cannot be written; a kill, or a
+    machine that goes down, leaves one of the two whole.
 
     Several processes of a run may write the same file at once: the last one's stays.
     """
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:  # its name is this process's own: nobody would write over what an error leaves
         temporary.unlink(missing_ok=True)

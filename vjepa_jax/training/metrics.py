@@ -20,6 +20,7 @@ from rich.text import Text
 
 from vjepa_jax.training.chrono import Chrono, goodput, spent
 from vjepa_jax.training.events import EventFile
+from vjepa_jax.training.files import write_bytes
 
 # JSON has no NaN and no infinity: they are written as these strings, which float() and JavaScript's Number() read back.
 _NON_FINITE = ("NaN", "Infinity", "-Infinity")
@@ -77,12 +78,7 @@ def drop_after(path: str | os.PathLike[str], step: int) -> int:
 
     kept = [line for line in lines if stays(line)]
     if len(kept) < len(lines):
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as f:
-            f.writelines(kept)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
+        write_bytes(path, "".join(kept).encode())
     return len(lines) - len(kept)
 
 
