@@ -12,7 +12,7 @@ from scipy.stats import norm
 from vjepa_jax.config import ConfigError, MeshConfig, from_config_dict
 from vjepa_jax.models.vit import Encoder
 from vjepa_jax.objectives.vjepa2 import VJEPA2
-from vjepa_jax.ops import attention, flash, float8
+from vjepa_jax.ops import float8, rowwise
 from vjepa_jax.ops.float8 import float8_dot_general
 from vjepa_jax.parallel import partitioning
 
@@ -88,8 +88,7 @@ def test_devices_do_their_own_share_in_one_pass(monkeypatch):
     shares = []
     kernel = lambda *shards: shares.append([x.shape for x in shards]) or float8._gelu(*shards)
     monkeypatch.setattr(float8, "gelu_kernel", kernel)
-    monkeypatch.setattr(attention, "platform", lambda: "gpu")
-    monkeypatch.setattr(flash, "available", lambda: True)
+    monkeypatch.setattr(rowwise, "usable", lambda x: True)
     x = jax.random.normal(jax.random.key(0), (4, 4, 16))
     weights = 0.3 * jax.random.normal(jax.random.key(1), (16, 128)), jnp.linspace(-1.0, 1.0, 128)
     whole = [float8.float8_gelu_dot(x[:rows], *weights) for rows in (4, 1)]

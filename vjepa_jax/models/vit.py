@@ -19,21 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjepa_jax.config import ConfigError, ModelConfig
+from vjepa_jax.models.dense import QKV, GeluDense, Projection, weight_init
 from vjepa_jax.models.variants import ViTSize, encoder_size
+from vjepa_jax.ops import rowwise
 from vjepa_jax.ops.attention import FORWARD_KERNELS, attention
-from vjepa_jax.ops.float8 import float8_dot_general, float8_gelu_dot
-from vjepa_jax.ops.gelu import gelu
+from vjepa_jax.ops.float8 import E4M3, float8_dot_general
+from vjepa_jax.ops.gelu import HIDDEN
 from vjepa_jax.ops.losses import layer_norm
-from vjepa_jax.ops.norms import layer_norm_affine
+from vjepa_jax.ops.norms import TOKENS, Added, layer_norm_affine, layer_norm_branch
 from vjepa_jax.ops.rope import Grid, append_unrotated, apply_rope, rope_tables, sincos_table
 from vjepa_jax.ops.tokens import Segments, all_ids, join_tokens, split_tokens
 
 EPS = 1e-6  # of every LayerNorm of encoder and predictor
 IMAGE, VIDEO = 0, 1  # rows of the modality embeddings
 Rope = tuple[jax.Array, jax.Array]
-TOKENS = ("batch", "token", None)  # logical axes of activations [B, N, D]
 
-weight_init = nn.initializers.normal(0.02)
 modality_init = nn.initializers.normal(1e-6)
 ROPE_MODES = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
 SINCOS_AXES = {"sincos": 3, "sincos2d": 2}
@@ -41,7 +41,7 @@ SINCOS_AXES = {"sincos": 3, "sincos2d": 2}
 
 def keep_products(primitive: Any, *values: Any, **params: Any) -> bool:
     """jax.checkpoint policy "dots": the results of dense layers and of attention kernels are kept."""
-    kernel = primitive.name.startswith(FORWARD_KERNELS)
+    kernel = primitive.name.startswith(FORWARD_KERNELS) and not params.get("name", "").startswith(rowwise.PREFIX)
     return kernel or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *values, **params)
 
 
@@ -49,16 +49,17 @@ REMAT_POLICIES = {"dots": keep_products, "full": None}
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm_affine` with its parameters "scale" and "bias", float32 [D]."""
+    """`layer_norm_affine`, or `layer_norm_branch`, with the parameters "scale" and "bias", float32 [D]."""
 
     eps: float = EPS
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, branch: bool = False, added: Added | None = None) -> Any:
         scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        return layer_norm_affine(x, scale_D, bias_D, self.eps, jnp.dtype(self.dtype))
+        own = scale_D, bias_D, self.eps, jnp.dtype(self.dtype)
+        return layer_norm_branch(x, added, *own) if branch else layer_norm_affine(x, *own)
 
 
 class Block(nn.Module):
@@ -80,11 +81,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BND, rope: Rope | None = None, valid_BN=None, mask_NN=None):
-        heads = (3, self.size.num_heads, self.size.head_dim)
-        qkv = self.normed_dense(features=heads, name="qkv")(self.norm(name="norm1")(x_BND))
-        qkv = nn.with_logical_constraint(qkv, ("batch", "token", None, "heads", None))
-        x_BND = self.attend(x_BND, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], rope, rope, valid_BN, mask_NN)
-        return self.mlp(x_BND)
+        normed, x_BND = self.norm(name="norm1")(x_BND, branch=True)
+        q_BNHK, k_BNHK, v_BNHK, v_bias = self.projections(float8=self.float8, name="qkv")(normed)
+        added = self.attend(q_BNHK, k_BNHK, v_BNHK, v_bias, rope, rope, valid_BN, mask_NN)
+        return self.mlp(x_BND, added)
 
     @property
     def dense(self):
@@ -96,48 +96,37 @@ class Block(nn.Module):
         return functools.partial(self.dense, dot_general=float8_dot_general) if self.float8 else self.dense
 
     @property
+    def projections(self):
+        return functools.partial(QKV, (self.size.num_heads, self.size.head_dim), jnp.dtype(self.dtype))
+
+    @property
     def norm(self):
         return functools.partial(LayerNorm, self.eps, self.dtype)
 
-    def attend(self, x_BND, q_BNHK, k_BMHK, v_BMHK, q_rope, k_rope, valid_BM, mask_NM=None):
-        """x + the output projection of attention."""
+    def attend(self, q_BNHK, k_BMHK, v_BMHK, v_bias, q_rope, k_rope, valid_BM, mask_NM=None) -> Added:
+        """The output projection of attention."""
         if q_rope is not None:
             q_BNHK, k_BMHK = apply_rope(q_BNHK, *q_rope), apply_rope(k_BMHK, *k_rope)
         options = {"valid_BM": valid_BM, "mask_NM": mask_NM, "segments": self.segments}
         y_BNHK = attention(q_BNHK, k_BMHK, v_BMHK, implementation=self.attention, **options)
-        y_BND = self.dense(features=self.size.embed_dim, axis=(-2, -1), name="proj")(y_BNHK)
-        return nn.with_logical_constraint(x_BND + y_BND, TOKENS)
+        return Projection(self.size.embed_dim, jnp.dtype(self.dtype), name="proj")(y_BNHK, v_bias)
 
-    def mlp(self, x_BND):
-        """x + MLP(LN(x)): fc2(gelu(fc1 x)), or fc3(silu(fc1 x) * fc2 x) for SwiGLU, named as published."""
-        normed, last = self.norm(name="norm2")(x_BND), self.normed_dense
-        if self.float8 and self.gelu == "erf" and not self.size.swiglu:
-            hidden = Float8Hidden(self.size.mlp_dim, name="fc1")(normed)
+    def mlp(self, x_BND, added: Added):
+        """x + MLP(LN(x)) of x + added: fc2(gelu(fc1 x)), or fc3(silu(fc1 x) * fc2 x) for SwiGLU, named as published."""
+        normed, x_BND = self.norm(name="norm2")(nn.with_logical_constraint(x_BND, TOKENS), True, added)
+        hidden = nn.with_logical_constraint(self.hidden(normed), HIDDEN)
+        last = self.normed_dense
+        if hidden.dtype == E4M3:
             last = functools.partial(self.dense, dot_general=functools.partial(float8_dot_general, is_rounded=True))
-        else:
-            hidden = self.hidden(normed)
-        hidden = nn.with_logical_constraint(hidden, ("batch", "token", "mlp"))
         x_BND = x_BND + last(features=self.size.embed_dim, name=f"fc{self.size.mlp_linears}")(hidden)
         return nn.with_logical_constraint(x_BND, TOKENS)
 
     def hidden(self, normed):
         """What the last product of the MLP takes."""
-        hidden = self.normed_dense(features=self.size.mlp_dim, name="fc1")(normed)
-        if self.size.swiglu:
-            return nn.silu(hidden) * self.normed_dense(features=self.size.mlp_dim, name="fc2")(normed)
-        return gelu(hidden, self.gelu)
-
-
-class Float8Hidden(nn.Module):
-    """GELU of a dense layer as float8 (ops.float8), with the parameters "kernel" and "bias" of that layer."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x_BND):
-        kernel_DF = self.param("kernel", weight_init, (x_BND.shape[-1], self.features), jnp.float32)
-        bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return float8_gelu_dot(x_BND, kernel_DF, bias_F)
+        if not self.size.swiglu:
+            return GeluDense(self.size.mlp_dim, jnp.dtype(self.dtype), self.gelu, self.float8, name="fc1")(normed)
+        first, second = (self.normed_dense(features=self.size.mlp_dim, name=name)(normed) for name in ("fc1", "fc2"))
+        return nn.silu(first) * second
 
 
 class CrossBlock(Block):
@@ -147,12 +136,13 @@ class CrossBlock(Block):
     @nn.compact
     def __call__(self, x_BMD, context_BCD, ropes: tuple[Rope, Rope] | None = None, valid_BC=None):
         heads = (self.size.num_heads, self.size.head_dim)
-        q_BMHK = self.normed_dense(features=heads, name="query")(self.norm(name="norm1")(x_BMD))
-        kv = self.normed_dense(features=(2, *heads), name="kv")(self.norm(name="norm_context")(context_BCD))
-        kv = nn.with_logical_constraint(kv, ("batch", "token", None, "heads", None))
+        normed, x_BMD = self.norm(name="norm1")(x_BMD, branch=True)
+        q_BMHK = self.normed_dense(features=heads, name="query")(normed)
+        context = self.norm(name="norm_context")(context_BCD)
+        k_BCHK, v_BCHK, v_bias = self.projections(float8=self.float8, parts=2, name="kv")(context)
         q_rope, k_rope = ropes or (None, None)
-        x_BMD = self.attend(x_BMD, q_BMHK, kv[:, :, 0], kv[:, :, 1], q_rope, k_rope, valid_BC)
-        return self.mlp(x_BMD)
+        added = self.attend(q_BMHK, k_BCHK, v_BCHK, v_bias, q_rope, k_rope, valid_BC)
+        return self.mlp(x_BMD, added)
 
 
 def make_block(
@@ -193,6 +183,8 @@ def run_blocks(
 
     if model.remat != "none":  # without a loop around it, XLA would merge what is computed again with the first time
         layer = jax.checkpoint(layer, prevent_cse=model.unroll == 0, policy=REMAT_POLICIES[model.remat])
+    if model.unroll == 0:
+        layer = jax.jit(layer)  # traced once for all layers; XLA puts them in line
     outputs, start = [], 0
     ends = [last + 1 for last in levels or (depth - 1,)]
     parts = _split_layers(params, [1] * depth if model.unroll == 0 else np.diff([0, *ends]).tolist())

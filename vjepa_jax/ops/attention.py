@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from vjepa_jax.ops import flash
-from vjepa_jax.ops.shards import on_shards
+from vjepa_jax.ops.shards import on_shards, platform
 from vjepa_jax.ops.tokens import Segments, cuts_sequences, join_tokens, split_tokens
 
 IMPLEMENTATIONS = ("xla", "cudnn", "triton", "splash")
@@ -35,12 +35,6 @@ def resolve(implementation: str, dtype: jnp.dtype, head_dim: int, tokens: int) -
     fits = head_dim % 8 == 0 and head_dim <= 128
     gpu = "triton" if flash.takes(head_dim, tokens) else "cudnn"
     return {"gpu": gpu, "tpu": "splash"}.get(platform(), "xla") if sixteen_bit and fits else "xla"
-
-
-def platform() -> str:
-    """What the caller is traced for: the devices of its mesh, which need not be here (ahead.py), or those of jax."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def attention(

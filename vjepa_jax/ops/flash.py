@@ -11,7 +11,6 @@ Shape suffixes: B batch, N queries, M keys, H heads, K head size.
 
 import dataclasses
 import functools
-import importlib.util
 import math
 from typing import Any
 
@@ -19,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vjepa_jax.ops import rowwise
+from vjepa_jax.ops.rowwise import available
 from vjepa_jax.ops.tokens import Segments
 
 HEAD_DIMS = (16, 32, 64)
@@ -42,12 +43,6 @@ class Blocks:
 FORWARD, KEYS_BACKWARD, QUERIES_BACKWARD = Blocks(64, 64, stages=4), Blocks(64, 64), Blocks(64, 64)
 
 
-@functools.cache
-def available() -> bool:
-    """Whether this jax has Pallas on Triton."""
-    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
-
-
 def takes(head_dim: int, tokens: int) -> bool:
     """Whether this is the fastest kernel for sequences of up to `tokens`."""
     return head_dim in HEAD_DIMS and available() and (head_dim < 64 or tokens <= SHORT)
@@ -67,6 +62,7 @@ def flash_attention(
     return _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret)[0]
 
 
+@rowwise.kernel
 def _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret):
     batch, queries, heads, _ = q_BNHK.shape
     log_sums = jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32)
@@ -76,6 +72,11 @@ def _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret):
 
 
 def _backward(segments, interpret, kept, dy_BNHK):
+    return _gradients(kept, dy_BNHK, segments, interpret)
+
+
+@rowwise.kernel
+def _gradients(kept, dy_BNHK, segments, interpret):
     q_BNHK, k_BMHK, v_BMHK, out, log_sum_BHN = kept
     wide = out.astype(jnp.float32) * dy_BNHK.astype(jnp.float32)
     inputs = (q_BNHK, k_BMHK, v_BMHK, dy_BNHK, log_sum_BHN, wide.sum(-1).swapaxes(1, 2))

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from vjepa_jax.ops import attention, flash
-from vjepa_jax.ops.gelu import normal_cdf
+from vjepa_jax.ops import rowwise
+from vjepa_jax.ops.gelu import HIDDEN, normal_cdf
 from vjepa_jax.ops.shards import on_shards
 
 E4M3 = jnp.float8_e4m3fn
 LARGEST = 448.0  # of E4M3; its relative precision is 1/16, down to 1/64
-HIDDEN = ("batch", "token", "mlp")  # logical axes of what a GELU gives
-_ROWS, _COLUMNS, _WARPS = 4, 1024, 4  # of a block: the fastest of eight on an H100
+_TILE = rowwise.Tile(4, 1024, 4)  # the fastest of eight on an H100
 
 
 def float8_dot_general(
@@ -49,7 +48,7 @@ def float8_gelu_dot(x_BND: jax.Array, kernel_DF: jax.Array, bias_F: jax.Array) -
     """
     product_BNF, scale = _product(x_BND, kernel_DF, (((2,), (0,)), ((), ())))
     product_BNF = nn.with_logical_constraint(product_BNF, HIDDEN)
-    if attention.platform() != "gpu" or not flash.available():
+    if not rowwise.usable(product_BNF):
         return _gelu(product_BNF, scale, bias_F)
     return on_shards(gelu_kernel, _gelu, (product_BNF, scale, bias_F), _specs)
 
@@ -60,32 +59,13 @@ def _specs() -> tuple[PartitionSpec, ...]:
     return hidden, PartitionSpec(), PartitionSpec(hidden[2])
 
 
+@rowwise.kernel
 def gelu_kernel(product_BNF: jax.Array, scale: jax.Array, bias_F: jax.Array, interpret: bool = False) -> jax.Array:
-    """`GELU(product * scale + bias)` as E4M3 by one pass over memory, where blocks divide the array; else by XLA."""
-    *rows, columns = product_BNF.shape
-    width = max(w for w in (1, 128, 256, 512, _COLUMNS) if columns % w == 0)
-    height = max(h for h in (1, 2, _ROWS) if product_BNF.size // columns % h == 0)
-    if width == 1:
-        return _gelu(product_BNF, scale, bias_F)
-    from jax.experimental import pallas as pl  # only where it is used: experimental, and slow to import
-    from jax.experimental.pallas import triton
-
-    def kernel(product_ref, scale_ref, bias_ref, out_ref):
-        out_ref[...] = _gelu(product_ref[...], scale_ref[0], bias_ref[...])
-
-    tile = pl.BlockSpec((height, width), lambda i, j: (i, j))
-    product = product_BNF.reshape(-1, columns)
-    out = pl.pallas_call(
-        kernel,
-        grid=(len(product) // height, columns // width),
-        in_specs=[tile, pl.BlockSpec((1,), lambda i, j: (0,)), pl.BlockSpec((width,), lambda i, j: (j,))],
-        out_specs=tile,
-        out_shape=jax.ShapeDtypeStruct(product.shape, E4M3),
-        compiler_params=triton.CompilerParams(num_warps=_WARPS),
-        interpret=interpret,
-        name="gelu_float8",
-    )(product, scale.reshape(1), bias_F)
-    return out.reshape(*rows, columns)
+    """`GELU(product * scale + bias)` as E4M3 in one pass over memory."""
+    body = lambda product, scale, bias: ([_gelu(product, scale, bias)], [], [])
+    matrices, vectors = [product_BNF.reshape(-1, len(bias_F))], [jnp.broadcast_to(scale, bias_F.shape), bias_F]
+    options = {"vectors": vectors, "interpret": interpret, "name": "gelu_float8"}
+    return rowwise.one_pass(body, matrices, [E4M3], _TILE, **options)[0].reshape(product_BNF.shape)
 
 
 def _product(x, kernel, dimension_numbers, is_rounded=False) -> tuple[jax.Array, jax.Array]:
