@@ -16,6 +16,8 @@ from vjepa_jax.models.vit import REMAT_POLICIES, make_block
 from vjepa_jax.ops import rowwise
 from vjepa_jax.ops.attention import attention
 
+from .programs import equations
+
 X = jax.random.normal(jax.random.key(0), (2, 5, 24))
 
 
@@ -72,18 +74,6 @@ def test_a_gelu_of_a_dense_layer():
     np.testing.assert_allclose(layer.apply(params, X), want, rtol=1e-5, atol=1e-6)
 
 
-def kernels(jaxpr):
-    """Names of all kernels that a program runs; what is called twice is there twice."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "pallas_call":
-            yield equation.params["name"]
-            continue
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from kernels(inner)
-
-
 @pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 1), ("full", 1)])
 def test_only_products_are_kept(remat, again, monkeypatch):
     """The kernels of norms and GELU run again where a policy drops what they gave, as on an NVIDIA GPU; those of
@@ -94,7 +84,7 @@ def test_only_products_are_kept(remat, again, monkeypatch):
     params = jax.eval_shape(block.init, jax.random.key(0), x)
     apply = block.apply if remat == "none" else jax.checkpoint(block.apply, policy=REMAT_POLICIES[remat])
     program = jax.make_jaxpr(jax.grad(lambda params: apply(params, x).sum().astype(jnp.float32)))(params)
-    ran = Counter(kernels(program.jaxpr))
+    ran = Counter(e.params["name"] for e in equations(program.jaxpr) if e.primitive.name == "pallas_call")
     assert (ran["forward_kernel"], ran["keys_kernel"]) == (2 if remat == "full" else 1, 1)
     count = lambda name: ran[rowwise.PREFIX + name]
     assert (count("gelu"), count("gelu_gradient")) == (1 + again, 1)

@@ -11,6 +11,8 @@ from vjepa_jax.models.variants import encoder_size, predictor_size
 from vjepa_jax.ops.attention import splash_blocks
 from vjepa_jax.train import prepare
 
+from .programs import equations
+
 LONG = [(64, 256), (64, 384), (128, 256)]
 
 
@@ -24,14 +26,7 @@ def lengths(run, plan) -> set[int]:
 
 def shapes(jaxpr):
     """Of every value in a program and in the programs in it; kernels are left out."""
-    for equation in jaxpr.eqns:
-        yield from (var.aval.shape for var in equation.outvars)
-        if equation.primitive.name == "pallas_call":
-            continue
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from shapes(inner)
+    return (var.aval.shape for equation in equations(jaxpr) for var in equation.outvars)
 
 
 def squares(repo, frames, pixels, attention):

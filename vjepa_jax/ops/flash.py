@@ -62,7 +62,7 @@ def flash_attention(
     return _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret)[0]
 
 
-@rowwise.kernel
+@rowwise.kernel("segments", "interpret")
 def _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret):
     batch, queries, heads, _ = q_BNHK.shape
     log_sums = jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32)
@@ -75,7 +75,7 @@ def _backward(segments, interpret, kept, dy_BNHK):
     return _gradients(kept, dy_BNHK, segments, interpret)
 
 
-@rowwise.kernel
+@rowwise.kernel("segments", "interpret")
 def _gradients(kept, dy_BNHK, segments, interpret):
     q_BNHK, k_BMHK, v_BMHK, out, log_sum_BHN = kept
     wide = out.astype(jnp.float32) * dy_BNHK.astype(jnp.float32)

@@ -59,7 +59,7 @@ def _specs() -> tuple[PartitionSpec, ...]:
     return hidden, PartitionSpec(), PartitionSpec(hidden[2])
 
 
-@rowwise.kernel
+@rowwise.kernel("interpret")
 def gelu_kernel(product_BNF: jax.Array, scale: jax.Array, bias_F: jax.Array, interpret: bool = False) -> jax.Array:
     """`GELU(product * scale + bias)` as E4M3 in one pass over memory."""
     body = lambda product, scale, bias: ([_gelu(product, scale, bias)], [], [])

@@ -122,7 +122,7 @@ def _slope_and_sum(x, dy, bias_F):
     return dx.astype(x.dtype), dx.sum(tuple(range(x.ndim - 1)))[None]
 
 
-@rowwise.kernel
+@rowwise.kernel("interpret", "tile")
 def value_kernel(x_BNF: jax.Array, bias_F: jax.Array, interpret: bool = False, tile=_VALUE_TILE) -> jax.Array:
     """`_value` of 16-bit x in one pass over memory."""
     body = lambda x, bias: ([(x + bias) * normal_cdf(x + bias)], [], [])
@@ -131,7 +131,7 @@ def value_kernel(x_BNF: jax.Array, bias_F: jax.Array, interpret: bool = False, t
     return rowwise.one_pass(body, matrices, [x_BNF.dtype], tile, **options)[0].reshape(x_BNF.shape)
 
 
-@rowwise.kernel
+@rowwise.kernel("interpret", "tile")
 def slope_kernel(x_BNF, dy_BNF, bias_F, interpret: bool = False, tile=_SLOPE_TILE) -> tuple[jax.Array, jax.Array]:
     """`_slope_and_sum` of 16-bit x in one pass over memory."""
 

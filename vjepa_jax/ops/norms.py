@@ -112,21 +112,20 @@ def _normalise(x, scale, bias, eps, size: int, there=None):
     return centred * (rate * scale) + bias, mean, rate
 
 
-@rowwise.kernel
+@rowwise.kernel("eps", "dtype", "interpret", "tile")
 def normed_kernel(x_BND, added, scale_D, bias_D, eps, dtype, interpret: bool = False, tile=None):
     """`_normed` in one pass over memory."""
     size = x_BND.shape[-1]
     columns = rowwise.power_of_two(size)
     tile = tile or rowwise.Tile(4 if columns <= 1024 else 2, columns, 4 if columns <= 1024 else 8)
-    there = None if tile.columns == size else (lambda: jnp.arange(tile.columns) < size)
-
     matrices = [m.reshape(-1, size) for m in (x_BND, *(added or ())[:1])]
 
     def body(x, *rest):
         *added, scale, bias = rest
         if added:
             x = (x + (added[0] + added[1])).astype(x_BND.dtype).astype(jnp.float32)
-        normed, mean, rate = _normalise(x, scale, bias, eps, size, there and there())
+        there = None if tile.columns == size else jnp.arange(tile.columns) < size
+        normed, mean, rate = _normalise(x, scale, bias, eps, size, there)
         return [normed, x][: len(matrices)], [mean, rate], []
 
     results = rowwise.one_pass(
@@ -185,7 +184,7 @@ def _formulas(x, dy, mean, rate, scale, size: int):
     return rate * (d_unit - average(d_unit) - unit * average(d_unit * unit)), dy * unit, dy
 
 
-@rowwise.kernel
+@rowwise.kernel("interpret", "tile")
 def gradient_kernel(x_BND, dy_BND, along_BND, mean_BN1, rate_BN1, scale_D, interpret: bool = False, tile=None):
     """`_gradients_by_xla` in one pass over memory."""
     size = x_BND.shape[-1]
