@@ -34,11 +34,14 @@ def test_values_and_slopes_are_exact_to_the_rounding_of_the_dtype(dtype, toleran
     np.testing.assert_allclose(np.asarray(slope, np.float64), cdf(exact) + exact * density, rtol=tolerance, atol=6e-6)
 
 
-def test_the_polynomial_is_what_its_comment_says():
-    sixteen = jnp.asarray(np.linspace(-6, 6, 100_001), jnp.bfloat16)
-    error = np.asarray(normal_cdf(sixteen.astype(jnp.float32)), np.float64) - cdf(np.asarray(sixteen, np.float64))
-    assert np.abs(error).max() < 9e-7
-    ends = normal_cdf(jnp.asarray([5.0, 300.0, -5.0, -300.0]))
+@pytest.mark.parametrize(
+    "polynomial, of_phi, of_value", [(gelu_module.SIXTEEN_BIT, 9e-7, 5e-6), (gelu_module.EIGHT_BIT, 4e-4, 1.9e-4)]
+)
+def test_the_polynomials_are_what_their_comments_say(polynomial, of_phi, of_value):
+    x = np.asarray(jnp.asarray(np.linspace(-6, 6, 100_001), jnp.bfloat16), np.float32)
+    error = np.asarray(normal_cdf(jnp.asarray(x), polynomial), np.float64) - cdf(x.astype(np.float64))
+    assert np.abs(error).max() < of_phi and np.abs(x * error).max() < of_value
+    ends = normal_cdf(jnp.asarray([polynomial.cut, 300.0, -polynomial.cut, -300.0]), polynomial)
     np.testing.assert_allclose(ends, [1.0, 1.0, 0.0, 0.0], rtol=0, atol=1e-7)
 
 
