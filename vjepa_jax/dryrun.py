@@ -68,7 +68,7 @@ def _memory(run: RunConfig, setup: Setup, mesh: AbstractMesh, machine: Machine) 
 
     shards = run.optim.accumulate * math.prod(mesh.shape[axis] for axis in partitioning.BATCH_AXES)
     streams = [(run, setup.plan), *((r, setup.stream_plans[name]) for name, r in run.stream_runs.items())]
-    fused = run.model.attention != "xla" and run.model.dtype == "bfloat16"  # cuDNN or splash
+    fused = run.model.attention != "xla" and run.model.dtype == "bfloat16"  # no kernel but XLA holds queries x keys
     activations = sum(r.batch_size / shards * clip_activations(r, plan, fused) for r, plan in streams)
     parts = {
         "parameters": shard("params"),

@@ -73,9 +73,7 @@ def test_blocks_hold_all_tokens_with_little_padding():
 def test_auto_is_splash_on_a_mesh_of_tpus(monkeypatch):
     assert attention.platform() == "cpu"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert attention.resolve("auto", jnp.bfloat16, 32, 2048) == "splash"
-    assert (
-        attention.resolve("auto", jnp.float32, 32, 2048) == attention.resolve("auto", jnp.bfloat16, 26, 2048) == "xla"
-    )
+    assert attention.resolve("auto", jnp.bfloat16, 32) == "splash"
+    assert attention.resolve("auto", jnp.float32, 32) == attention.resolve("auto", jnp.bfloat16, 26) == "xla"
     with partitioning.on_mesh(partitioning.make_mesh(MeshConfig())):  # of CPUs, whatever this machine has
-        assert attention.platform() == "cpu" and attention.resolve("auto", jnp.bfloat16, 32, 2048) == "xla"
+        assert attention.platform() == "cpu" and attention.resolve("auto", jnp.bfloat16, 32) == "xla"

@@ -26,14 +26,14 @@ QUERIES = ("batch", "token", "heads", None)  # logical axes of queries and outpu
 KEYS = ("batch", None, "heads", None)  # of keys and values
 
 
-def resolve(implementation: str, dtype: jnp.dtype, head_dim: int, tokens: int) -> str:
-    """The kernel that "auto" stands for: on NVIDIA ours (ops.flash) for small heads and sequences of few `tokens`, else
+def resolve(implementation: str, dtype: jnp.dtype, head_dim: int) -> str:
+    """The kernel that "auto" stands for: on NVIDIA ours (ops.flash) for bfloat16 and the head sizes that it takes, else
     cuDNN; on TPU splash; for 16-bit inputs of a head size that these take; else XLA."""
     if implementation != "auto":
         return implementation
     sixteen_bit = dtype in (jnp.bfloat16, jnp.float16)
     fits = head_dim % 8 == 0 and head_dim <= 128
-    gpu = "triton" if flash.takes(head_dim, tokens) else "cudnn"
+    gpu = "triton" if dtype == jnp.bfloat16 and flash.takes(head_dim) else "cudnn"
     return {"gpu": gpu, "tpu": "splash"}.get(platform(), "xla") if sixteen_bit and fits else "xla"
 
 
@@ -62,8 +62,7 @@ def attention(
       [B, N, H, K] in the dtype of q; the softmax is taken in float32.
     """
     segments = segments if len(segments) > 1 else ()
-    longest = max(max(counts) for counts in segments or [(q_BNHK.shape[1], k_BMHK.shape[1])])
-    kernel = resolve(implementation, q_BNHK.dtype, q_BNHK.shape[-1], longest)
+    kernel = resolve(implementation, q_BNHK.dtype, q_BNHK.shape[-1])
     if segments and (kernel != "triton" or cuts_sequences() or not _plain(q_BNHK, valid_BM, mask_NM)):
         alone = functools.partial(attention, implementation=kernel)
         call = lambda q, k, v, valid, mask: alone(q, k, v, valid_BM=valid, mask_NM=mask)
@@ -125,8 +124,9 @@ def _triton(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM, segments=()):
 
 
 def _plain(q_BNHK, valid_BM, mask_NM) -> bool:
-    """Whether our kernel can: it has no masks and few head sizes."""
-    return valid_BM is None and mask_NM is None and q_BNHK.shape[-1] in flash.HEAD_DIMS
+    """Whether our kernel can: it has no masks, few head sizes, and not the range of float16."""
+    plain = valid_BM is None and mask_NM is None
+    return plain and q_BNHK.shape[-1] in flash.HEAD_DIMS and q_BNHK.dtype != jnp.float16
 
 
 def _xla(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
