@@ -20,6 +20,12 @@ def results(implementation, dtype, queries, keys, heads, size, scale=1.0, segmen
     draw = lambda seed, count: jax.random.normal(seed, (2, count, heads, size), jnp.float32).astype(jnp.bfloat16)
     q, k, v, weight = (draw(*pair) for pair in zip(seeds, (queries, keys, keys, queries), strict=True))
 
+    return with_gradients(implementation, dtype, weight, q, k, v, scale, segments)
+
+
+def with_gradients(implementation, dtype, weight, q, k, v, scale=1.0, segments=()):
+    """What attention gives, and the gradients of queries, keys and values of its sum with these weights, float32."""
+
     def loss(q, k, v):
         y = attention.attention(q * scale, k, v, implementation=implementation, segments=segments)
         return (y.astype(jnp.float32) * weight).sum(), y
@@ -78,15 +84,7 @@ def test_scores_beyond_the_range_of_exponentials(first, others):
     q, k, v, weight = (jax.random.normal(seed, (1, 150, 2, 32), jnp.bfloat16) for seed in seeds)
     q, k = q.at[..., 0].set(64.0), k.at[..., 0].set(others).at[:, 100:102, :, 0].set(first)
 
-    def run(implementation, dtype):
-        def loss(q, k, v):
-            y = attention.attention(q, k, v, implementation=implementation)
-            return (y.astype(jnp.float32) * weight).sum(), y
-
-        arrays = [x.astype(dtype) for x in (q, k, v)]
-        (_, y), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
-        return [np.asarray(x, np.float32) for x in (y, *grads)]
-
+    run = functools.partial(with_gradients, weight=weight, q=q, k=k, v=v)
     ours = run("triton", jnp.bfloat16 if ON_GPU else jnp.float32)
     tolerance = 0.1 if ON_GPU else 0.01  # a rounding of the output, times keys of 32, is in the gradient of the queries
     for got, want in zip(ours, run("xla", jnp.float32), strict=True):

@@ -33,7 +33,7 @@ def resolve(implementation: str, dtype: jnp.dtype, head_dim: int) -> str:
         return implementation
     sixteen_bit = dtype in (jnp.bfloat16, jnp.float16)
     fits = head_dim % 8 == 0 and head_dim <= 128
-    gpu = "triton" if dtype == jnp.bfloat16 and flash.takes(head_dim) else "cudnn"
+    gpu = "triton" if flash.takes(head_dim, dtype) else "cudnn"
     return {"gpu": gpu, "tpu": "splash"}.get(platform(), "xla") if sixteen_bit and fits else "xla"
 
 
@@ -55,7 +55,7 @@ def attention(
       mask_NM: bool; which query may attend to which key, the same for all rows and heads. None: all to all.
       implementation: auto, xla (any device, and the oracle), cudnn (NVIDIA, 16-bit), triton (NVIDIA, heads of 16, 32
         and 64), splash (TPU). The last two are interpreted elsewhere, slowly. With a mask_NM, and for fewer than 128
-        queries or keys, splash gives way to xla; with either mask, or other heads, triton to cudnn, or elsewhere xla.
+        queries or keys, splash gives way to xla; with either mask, float16 or other heads, triton to cudnn or xla.
       segments: queries and keys of every sequence, where several lie side by side; each attends to itself alone.
 
     Returns:
@@ -124,9 +124,8 @@ def _triton(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM, segments=()):
 
 
 def _plain(q_BNHK, valid_BM, mask_NM) -> bool:
-    """Whether our kernel can: it has no masks, few head sizes, and not the range of float16."""
-    plain = valid_BM is None and mask_NM is None
-    return plain and q_BNHK.shape[-1] in flash.HEAD_DIMS and q_BNHK.dtype != jnp.float16
+    """Whether our kernel can: it has no masks, and not all heads and dtypes."""
+    return valid_BM is None and mask_NM is None and flash.fits(q_BNHK.shape[-1], q_BNHK.dtype)
 
 
 def _xla(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):

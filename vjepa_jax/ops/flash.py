@@ -52,9 +52,14 @@ def _sizes(q_BNHK: jax.Array, segments: Segments) -> tuple[Blocks, Blocks, Block
     return Blocks(128, 64), Blocks(128, 64), Blocks(64, 64)
 
 
-def takes(head_dim: int) -> bool:
-    """Whether this is the fastest kernel for heads of this size."""
-    return head_dim in HEAD_DIMS and available()
+def fits(head_dim: int, dtype: jnp.dtype) -> bool:
+    """Whether the kernel has heads of this size, and numbers of this dtype hold its exponentials (float16 does not)."""
+    return head_dim in HEAD_DIMS and dtype != jnp.float16
+
+
+def takes(head_dim: int, dtype: jnp.dtype) -> bool:
+    """Whether this is the fastest kernel on NVIDIA for such heads."""
+    return fits(head_dim, dtype) and available()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
