@@ -101,10 +101,20 @@ def test_one_pass_with_a_bias_forward_and_backward(shape):
     """Interpreted here; JAX_PLATFORMS=cuda python -m pytest tests/ops/test_gelu.py compiles it on an NVIDIA GPU."""
     x, bias, dy = sum_inputs(shape, jnp.bfloat16)
     interpret = jax.default_backend() != "gpu"
-    y = gelu_module.value_kernel(x, bias, interpret)
-    found = y, *gelu_module.slope_kernel(x, dy, bias, interpret)
+    y = gelu_module.value_kernel(x, bias, interpret=interpret)
+    found = y, *gelu_module.slope_kernel(x, dy, bias, interpret=interpret)
     assert [a.dtype for a in found] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
     close(found, exact_sum(x, bias, dy), 1e-2)
+
+
+def test_one_pass_to_both_precisions():
+    x, bias, dy = sum_inputs((2, 5, 640), jnp.bfloat16)
+    y, short = gelu_module.value_kernel(x, bias, short=True, interpret=jax.default_backend() != "gpu")
+    want, *_ = exact_sum(x, bias, dy)
+    for values, eighth in ((y, short), gelu_module.value_by_xla(x, bias, short=True)):
+        assert (values.dtype, eighth.dtype) == (jnp.bfloat16, jnp.float8_e4m3fn)
+        close([values], [want], 1e-2)
+        np.testing.assert_allclose(np.asarray(eighth, np.float64), want, rtol=1 / 16 + 1e-3, atol=2**-10 + 1e-5)
 
 
 def test_devices_take_their_own_share(monkeypatch):
@@ -112,7 +122,7 @@ def test_devices_take_their_own_share(monkeypatch):
     seen = []
 
     def interpreted(kernel):
-        return lambda x, *rest: seen.append(x.shape) or kernel(x, *rest, interpret=True)
+        return lambda x, *rest, **options: seen.append(x.shape) or kernel(x, *rest, interpret=True, **options)
 
     inputs = sum_inputs((4, 6, 64), jnp.bfloat16)
     monkeypatch.setattr(rowwise, "usable", lambda x: x.dtype == jnp.bfloat16)

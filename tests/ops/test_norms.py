@@ -84,18 +84,23 @@ def close(got, want, tolerance):
 
 # channels of one tile; fewer than its columns; rows that do not fill the last tile
 @pytest.mark.parametrize("shape", [(2, 8, 128), (2, 6, 96), (1, 7, 24), (3, 40, 1408)])
+@pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize("has_added", [True, False])
-def test_one_pass_of_a_branch_forward_and_backward(shape, has_added):
+def test_one_pass_of_a_branch_forward_and_backward(shape, has_added, short):
     """Interpreted here; JAX_PLATFORMS=cuda python -m pytest tests/ops/test_norms.py compiles it on an NVIDIA GPU."""
     x, added, scale, bias, (dy, along) = branch_inputs(shape)
     added = added if has_added else None
     normed, total, *sums = exact_branch(x, added, scale, bias, (dy, along if has_added else jnp.zeros_like(along)))
     interpret = jax.default_backend() != "gpu"
-    got = norms.normed_kernel(x, added, scale, bias, EPS, jnp.bfloat16, interpret)
-    assert [a.dtype for a in got] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
+    got = norms.normed_kernel(x, added, scale, bias, EPS, jnp.bfloat16, short, interpret)
+    if short:
+        got = got[0].exact, *got[1:], got[0].short
+        assert got[4].dtype == jnp.float8_e4m3fn
+        np.testing.assert_allclose(np.asarray(got[4], np.float64), normed, rtol=1 / 16 + 1e-2, atol=2e-2)
+    assert [a.dtype for a in got[:4]] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
     close(got[0], normed, 2e-2)
     close(got[1], total, 1e-2)
-    x, mean, rate = got[1:]
+    x, mean, rate = got[1:4]
     found = norms.gradient_kernel(x, dy, along if has_added else None, mean, rate, scale, interpret)
     dx, of_sum, to_scale, to_bias = sums
     for one, exact in zip(found, (dx, to_scale[None], to_bias[None], of_sum[None]), strict=True):
@@ -116,21 +121,25 @@ def by_kernels(monkeypatch):
     return seen
 
 
-def branch_gradients(x, added, scale, bias, cotangents):
-    apply = lambda *inputs: norms.layer_norm_branch(*inputs, EPS, jnp.dtype("bfloat16"))
+def branch_gradients(x, added, scale, bias, cotangents, short=False):
+    def apply(*inputs):
+        normed, total = norms.layer_norm_branch(*inputs, EPS, jnp.dtype("bfloat16"), short)
+        return normed.exact if short else normed, total
+
     values, pull = jax.vjp(apply, x, added, scale, bias)
     return jax.tree.leaves((values, pull(cotangents)))
 
 
+@pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize("has_added", [True, False])
-def test_a_branch_is_the_same_by_xla_and_by_kernels(has_added, request):
+def test_a_branch_is_the_same_by_xla_and_by_kernels(has_added, short, request):
     inputs = branch_inputs((2, 8, 96))
     inputs[1] = inputs[1] if has_added else None
     plain = branch_gradients(*inputs)
     normed, total, dx, of_sum, to_scale, to_bias = exact_branch(*inputs)
     exact = [normed, total, dx, *[dx, of_sum] * has_added, to_scale, to_bias]
     seen = request.getfixturevalue("by_kernels")
-    for one, other, want in zip(plain, branch_gradients(*inputs), exact, strict=True):
+    for one, other, want in zip(plain, branch_gradients(*inputs, short), exact, strict=True):
         assert one.dtype == other.dtype
         close(one, want, 2e-2)
         close(other, want, 2e-2)
@@ -149,6 +158,21 @@ def test_devices_norm_their_own_tokens(by_kernels):
     for got, want in zip(divided, whole, strict=True):
         close(got, np.asarray(want, np.float64), 1e-2)
     np.testing.assert_allclose(np.asarray(uneven[0], np.float32), np.asarray(whole[0][:1], np.float32), atol=2e-2)
+
+
+def test_devices_round_their_own_tokens(by_kernels):
+    x, added, scale, bias, _ = branch_inputs((4, 16, 24))
+
+    def rounded(x, added):
+        apply = lambda x: norms.layer_norm_branch(x, added, scale, bias, EPS, jnp.dtype("bfloat16"), True)
+        return jax.vjp(apply, x)[0][0].short
+
+    whole = rounded(x, added)
+    by_kernels.clear()
+    with partitioning.on_mesh(partitioning.make_mesh(MeshConfig(fsdp=4, context=2))):
+        divided = jax.jit(rounded)(x, added)
+    assert by_kernels == [(1, 8, 24)]
+    np.testing.assert_array_equal(*(np.asarray(a, np.float32) for a in (divided, whole)))
 
 
 def test_without_a_gradient_a_branch_is_left_to_xla(by_kernels):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from vjepa_jax.ops import instructions, rowwise
+from vjepa_jax.ops.e4m3 import E4M3, Rounded, cut
 from vjepa_jax.ops.shards import on_shards
 
 HIDDEN = ("batch", "token", "mlp")  # logical axes of the inside of an MLP
@@ -64,7 +65,7 @@ def gelu(x: jax.Array, kind: str = "erf", bias_F: jax.Array | None = None) -> ja
 
 @jax.custom_vjp
 def _gelu(x: jax.Array) -> jax.Array:
-    return _value(x, 0.0)
+    return value_by_xla(x, 0.0)
 
 
 def _forward(x):
@@ -82,18 +83,30 @@ _gelu.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def _gelu_of_sum(x: jax.Array, bias_F: jax.Array) -> jax.Array:
-    if not _has_kernel(x):
-        return _value(x, bias_F)
-    return on_shards(value_kernel, _value, (x, bias_F), _places)
+    return value(x, bias_F)
 
 
 def _forward_of_sum(x, bias_F):
     x = jax.lax.optimization_barrier(x)
-    return _gelu_of_sum(x, bias_F), (x, bias_F)
+    return value(x, bias_F), (x, bias_F)
 
 
 def _backward_of_sum(kept, dy):
     x, bias_F = kept
+    return slope(x, dy, bias_F)
+
+
+_gelu_of_sum.defvjp(_forward_of_sum, _backward_of_sum)
+
+
+def value(x: jax.Array, bias_F: jax.Array, short: bool = False) -> Any:
+    """GELU(x + bias) of x [..., F] in its dtype, with `short` as Rounded. It has no gradient: `slope` is that."""
+    own, other = (functools.partial(f, short=short) for f in (value_kernel, value_by_xla))
+    return on_shards(own, other, (x, bias_F), places) if _has_kernel(x) else other(x, bias_F)
+
+
+def slope(x: jax.Array, dy: jax.Array, bias_F: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The gradients of x, in its dtype, and of the bias."""
     if _has_kernel(x):
         dx, d_bias = on_shards(slope_kernel, _slope_and_sum, (x, dy, bias_F), _slope_places, _slope_result_places)
     else:
@@ -101,21 +114,18 @@ def _backward_of_sum(kept, dy):
     return dx, d_bias.sum(0)
 
 
-_gelu_of_sum.defvjp(_forward_of_sum, _backward_of_sum)
-
-
 def _has_kernel(x: jax.Array) -> bool:
     return x.ndim == 3 and rowwise.usable(x)
 
 
-def _places() -> tuple[PartitionSpec, ...]:
+def places() -> tuple[PartitionSpec, ...]:
     """Of x and the bias."""
     hidden = nn.logical_to_mesh_axes(HIDDEN)
     return hidden, PartitionSpec(hidden[2])
 
 
 def _slope_places() -> tuple[PartitionSpec, ...]:
-    hidden, bias = _places()
+    hidden, bias = places()
     return hidden, hidden, bias
 
 
@@ -123,9 +133,10 @@ def _slope_result_places(places):
     return places[0], rowwise.sums_place(places[0])
 
 
-def _value(x: jax.Array, bias: Any) -> jax.Array:
+def value_by_xla(x: jax.Array, bias: Any, short: bool = False) -> Any:
     wide = x.astype(jnp.float32) + bias
-    return (wide * _normal_cdf(wide, x.dtype)).astype(x.dtype)
+    wide = wide * _normal_cdf(wide, x.dtype)
+    return Rounded(wide.astype(x.dtype), cut(wide)) if short else wide.astype(x.dtype)
 
 
 def _slope(x: jax.Array, dy: jax.Array, bias: Any) -> jax.Array:
@@ -141,13 +152,20 @@ def _slope_and_sum(x, dy, bias_F):
     return dx.astype(x.dtype), dx.sum(tuple(range(x.ndim - 1)))[None]
 
 
-@rowwise.kernel("interpret", "tile")
-def value_kernel(x_BNF: jax.Array, bias_F: jax.Array, interpret: bool = False, tile=_VALUE_TILE) -> jax.Array:
-    """`_value` of 16-bit x in one pass over memory."""
-    body = lambda x, bias: ([(x + bias) * normal_cdf(x + bias, interpret=interpret)], [], [])
+@rowwise.kernel("short", "interpret", "tile")
+def value_kernel(x_BNF, bias_F, short: bool = False, interpret: bool = False, tile=_VALUE_TILE) -> Any:
+    """`value_by_xla` of 16-bit x in one pass over memory."""
+
+    def body(x, bias):
+        result = (x + bias) * normal_cdf(x + bias, interpret=interpret)
+        return [result, cut(result)] if short else [result], [], []
+
     matrices = [x_BNF.reshape(-1, x_BNF.shape[-1])]
+    outputs = [x_BNF.dtype, E4M3] if short else [x_BNF.dtype]
     options = {"vectors": [bias_F], "interpret": interpret, "name": "gelu"}
-    return rowwise.one_pass(body, matrices, [x_BNF.dtype], tile, **options)[0].reshape(x_BNF.shape)
+    results = rowwise.one_pass(body, matrices, outputs, tile, **options)
+    results = [result.reshape(x_BNF.shape) for result in results]
+    return Rounded(*results) if short else results[0]
 
 
 @rowwise.kernel("interpret", "tile")
@@ -174,9 +192,9 @@ def _normal_cdf(wide: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def normal_cdf(x: jax.Array, polynomial: Polynomial = SIXTEEN_BIT, interpret: bool = True) -> jax.Array:
     """Phi(x) of float32 x by a polynomial. interpret: False in a kernel for a GPU."""
     multiply_add = functools.partial(instructions.multiply_add, interpret=interpret)
-    cut, (*others, last) = polynomial
-    u = jnp.clip(x, -cut, cut)
-    s = multiply_add(u * u, 2.0 / cut**2, -1.0)
+    end, (*others, last) = polynomial
+    u = jnp.clip(x, -end, end)
+    s = multiply_add(u * u, 2.0 / end**2, -1.0)
     total = jnp.full_like(s, last)
     for coefficient in reversed(others):
         total = multiply_add(total, s, coefficient)

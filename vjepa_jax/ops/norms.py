@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from vjepa_jax.ops import rowwise
+from vjepa_jax.ops.e4m3 import E4M3, Rounded, cut
 from vjepa_jax.ops.shards import on_shards
 
 TOKENS = ("batch", "token", None)  # logical axes of what is normalised
@@ -47,10 +48,16 @@ def _backward_affine(eps, dtype, kept, dy):
 layer_norm_affine.defvjp(_forward_affine, _backward_affine)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def layer_norm_branch(
-    x: jax.Array, added: Added | None, scale_D: jax.Array, bias_D: jax.Array, eps: float, dtype: Any
-) -> tuple[jax.Array, jax.Array]:
+    x: jax.Array,
+    added: Added | None,
+    scale_D: jax.Array,
+    bias_D: jax.Array,
+    eps: float,
+    dtype: Any,
+    short: bool = False,
+) -> tuple[jax.Array | Rounded, jax.Array]:
     """A residual stream where a branch leaves it: `layer_norm_affine` of x + added, and that sum itself.
 
     The sum is of x's dtype. Both gradients of it, from the branch and from what follows, are added in the pass that
@@ -58,28 +65,31 @@ def layer_norm_branch(
 
     Args:
       added: the output of the branch before, without its bias, and that bias; None: nothing.
+      short: the normed is Rounded.
     """
     # without a gradient by XLA, which sums a stream up where it is normed, and does not write every sum
-    return _normed(x, added, scale_D, bias_D, eps, dtype)[:2]
+    return _normed(x, added, scale_D, bias_D, eps, dtype, short)[:2]
 
 
-def _forward_branch(x, added, scale_D, bias_D, eps, dtype):
+def _forward_branch(x, added, scale_D, bias_D, eps, dtype, short):
+    options = eps, dtype, short
     if _has_kernel(x):
-        call = lambda f: lambda x, scale_D, bias_D, *added: f(x, added or None, scale_D, bias_D, eps, dtype)
+        call = lambda f: lambda x, scale_D, bias_D, *added: f(x, added or None, scale_D, bias_D, *options)
         arrays = x, scale_D, bias_D, *(added or ())
         places = functools.partial(_places, len(arrays))
         results = on_shards(call(normed_kernel), call(_normed), arrays, places, lambda places: (places[0],) * 4)
     else:
-        results = _normed(x, added, scale_D, bias_D, eps, dtype)
+        results = _normed(x, added, scale_D, bias_D, *options)
     normed, x, mean, rate = results
     product = None if added is None else jnp.zeros(0, added[0].dtype)  # for its dtype
     return (normed, x), (x, scale_D, mean, rate, product)
 
 
-def _backward_branch(eps, dtype, kept, cotangents):
+def _backward_branch(eps, dtype, short, kept, cotangents):
     del eps, dtype
     *kept, product = kept
-    dx, to_scale, to_bias, to_added = _gradients(kept, *cotangents)
+    dy, along_x = cotangents
+    dx, to_scale, to_bias, to_added = _gradients(kept, dy.exact if short else dy, along_x)
     return dx, None if product is None else (dx.astype(product.dtype), to_added), to_scale, to_bias
 
 
@@ -96,12 +106,13 @@ def _has_kernel(x: jax.Array) -> bool:
     return x.ndim == 3 and x.shape[-1] <= WIDEST and rowwise.usable(x)
 
 
-def _normed(x, added, scale_D, bias_D, eps, dtype):
-    """The normed sum of x and what is added, the sum, and its mean and reciprocal deviation [..., 1]."""
+def _normed(x, added, scale_D, bias_D, eps, dtype, short=False):
+    """The normed sum of x and what is added (with `short` as Rounded), the sum, and its mean and reciprocal deviation
+    [..., 1]."""
     if added is not None:
         x = (x + (added[0] + added[1].astype(added[0].dtype))).astype(x.dtype)
     normed, mean, rate = _normalise(x.astype(jnp.float32), scale_D, bias_D, eps, x.shape[-1])
-    return normed.astype(dtype), x, mean, rate
+    return Rounded(normed.astype(dtype), cut(normed)) if short else normed.astype(dtype), x, mean, rate
 
 
 def _normalise(x, scale, bias, eps, size: int, there=None):
@@ -112,8 +123,8 @@ def _normalise(x, scale, bias, eps, size: int, there=None):
     return centred * (rate * scale) + bias, mean, rate
 
 
-@rowwise.kernel("eps", "dtype", "interpret", "tile")
-def normed_kernel(x_BND, added, scale_D, bias_D, eps, dtype, interpret: bool = False, tile=None):
+@rowwise.kernel("eps", "dtype", "short", "interpret", "tile")
+def normed_kernel(x_BND, added, scale_D, bias_D, eps, dtype, short=False, interpret: bool = False, tile=None):
     """`_normed` in one pass over memory."""
     size = x_BND.shape[-1]
     columns = rowwise.power_of_two(size)
@@ -126,12 +137,12 @@ def normed_kernel(x_BND, added, scale_D, bias_D, eps, dtype, interpret: bool = F
             x = (x + (added[0] + added[1])).astype(x_BND.dtype).astype(jnp.float32)
         there = None if tile.columns == size else jnp.arange(tile.columns) < size
         normed, mean, rate = _normalise(x, scale, bias, eps, size, there)
-        return [normed, x][: len(matrices)], [mean, rate], []
+        return [normed, *([cut(normed)] if short else []), *([x] if added else [])], [mean, rate], []
 
     results = rowwise.one_pass(
         body,
         matrices,
-        [dtype, x_BND.dtype][: len(matrices)],
+        [dtype, *([E4M3] if short else []), *([x_BND.dtype] if added else [])],
         tile,
         vectors=[*(added or ())[1:], scale_D, bias_D],
         row_outputs=2,
@@ -139,8 +150,9 @@ def normed_kernel(x_BND, added, scale_D, bias_D, eps, dtype, interpret: bool = F
         name="layer_norm",
     )
     *results, mean, rate = results
-    normed, x = (m.reshape(x_BND.shape) for m in ([*results, x_BND] if added is None else results))
-    return normed, x, *(numbers.reshape(*x_BND.shape[:-1], 1) for numbers in (mean, rate))
+    *normed, x = (m.reshape(x_BND.shape) for m in (results if added else [*results, x_BND]))
+    mean, rate = (numbers.reshape(*x_BND.shape[:-1], 1) for numbers in (mean, rate))
+    return Rounded(*normed) if short else normed[0], x, mean, rate
 
 
 def _gradients(kept, dy, along_x):
