@@ -9,6 +9,7 @@ import pytest
 
 from vjepa_jax.config import MeshConfig
 from vjepa_jax.ops import attention, flash
+from vjepa_jax.ops.rope import rope_tables
 from vjepa_jax.parallel import partitioning
 
 ON_GPU = jax.default_backend() == "gpu"
@@ -91,6 +92,22 @@ def test_scores_beyond_the_range_of_exponentials(first, others):
         assert np.abs(got - want).max() < tolerance * np.abs(want).max()
 
 
+@pytest.mark.parametrize("implementation", ["triton", "xla"])
+@pytest.mark.parametrize("segments", [(), ((72, 72), (20, 20))])
+def test_outputs_of_eight_bits(implementation, segments, monkeypatch):
+    """By the kernel itself, or rounded after another one."""
+    q, k, v = (jax.random.normal(seed, (2, 92, 2, 32)) for seed in jax.random.split(jax.random.key(0), 3))
+    if implementation == "xla":
+        monkeypatch.setattr(flash, "short_attention", lambda *_: pytest.fail("it was not asked for"))
+    else:
+        monkeypatch.setattr(flash, "flash_attention", lambda *_: pytest.fail("it gives 32 bits"))
+    got = attention.attention(q, k, v, implementation=implementation, segments=segments, short=True)
+    want = flash.TIMES * np.asarray(attention.attention(q, k, v, implementation="xla", segments=segments))
+    assert got.dtype == jnp.float8_e4m3fn
+    tolerance = 2e-2 if ON_GPU else 1e-4
+    np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=1 / 16 + tolerance, atol=2**-10 + tolerance)
+
+
 def test_masks_and_other_heads_give_way(monkeypatch):
     monkeypatch.setattr(flash, "flash_attention", lambda *_: pytest.fail("this kernel takes no masks"))
     q = jnp.ones((1, 8, 2, 32), jnp.bfloat16)
@@ -113,6 +130,57 @@ def test_sequences_side_by_side_are_one_call(monkeypatch):
     monkeypatch.setattr(attention, "cuts_sequences", lambda: True)  # devices hold parts of both
     attend()
     assert calls[1:] == [(), ()]
+
+
+def rotated(qkv, rope, segments, implementation):
+    """Attention after a rotation, and the gradient of all three."""
+    attend = lambda qkv: attention.self_attention(qkv, rope, segments=segments, implementation=implementation)
+    y, pull = jax.vjp(attend, qkv)
+    return [np.asarray(x, np.float32) for x in (y, *pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape).astype(y.dtype)))]
+
+
+# whole blocks; blocks that reach beyond the last token, of one sequence and of two
+@pytest.mark.parametrize("segments", [((128, 128),), ((72, 72),), ((72, 72), (20, 20))])
+@pytest.mark.parametrize("size", flash.HEAD_DIMS)
+def test_gradients_before_the_rotation(size, segments):
+    tokens = sum(queries for queries, _ in segments)
+    qkv = jax.random.normal(jax.random.key(0), (2, tokens, 3, 3, size))
+    ids = jax.random.randint(jax.random.key(1), (2, tokens), 0, 4 * 8 * 8)
+    rope, dtype = rope_tables(ids, (4, 8, 8), size, "tiled"), jnp.bfloat16 if ON_GPU else jnp.float32
+    segments = segments if len(segments) > 1 else ()
+    for got, want in zip(*(rotated(qkv.astype(dtype), rope, segments, i) for i in ("triton", "xla")), strict=True):
+        np.testing.assert_allclose(got, want, atol=(3e-2 if ON_GPU else 1e-4) * np.abs(want).max())
+
+
+def test_tables_of_one_row_are_those_of_all():
+    qkv = jax.random.normal(jax.random.key(0), (2, 24, 3, 2, 32))
+    rope = rope_tables(jnp.arange(24)[None], (2, 3, 4), 32, "tiled")
+    for got, want in zip(*(rotated(qkv, rope, (), i) for i in ("triton", "xla")), strict=True):
+        np.testing.assert_allclose(got, want, atol=(3e-2 if ON_GPU else 1e-4) * np.abs(want).max())
+
+
+def test_a_rotation_with_masks_is_left_to_others(monkeypatch):
+    monkeypatch.setattr(flash, "rotated_attention", lambda *_: pytest.fail("this kernel takes no masks"))
+    qkv, valid = jnp.ones((1, 24, 3, 2, 32), jnp.bfloat16), jnp.ones((1, 24), bool)
+    rope = rope_tables(jnp.arange(24)[None], (2, 3, 4), 32, "tiled")
+    attention.self_attention(qkv, rope, valid_BM=valid, implementation="triton")
+    attention.self_attention(qkv, None, implementation="triton")
+
+
+def test_devices_rotate_their_own_share(monkeypatch):
+    """Rows over fsdp and heads over tensor; a row that these do not divide goes to XLA."""
+    calls, real = [], flash.rotated_attention
+    monkeypatch.setattr(flash, "rotated_attention", lambda *args: calls.append(args[0].shape) or real(*args))
+    qkv = jax.random.normal(jax.random.key(0), (4, 24, 3, 2, 32))
+    rope = rope_tables(jnp.tile(jnp.arange(24), (4, 1)), (2, 3, 4), 32, "tiled")
+    with partitioning.on_mesh(partitioning.make_mesh(MeshConfig(fsdp=4, tensor=2))):
+        attend = lambda *args: attention.self_attention(*args, implementation="triton")
+        got = jax.jit(jax.grad(lambda qkv, rope: jnp.square(attend(qkv, rope)).sum()))(qkv, rope)
+        jax.jit(attend)(qkv[:1], tuple(table[:1] for table in rope))
+    assert calls == [(1, 24, 3, 1, 32)]
+    attend = lambda qkv: attention.self_attention(qkv, rope, implementation="xla")
+    want = jax.grad(lambda qkv: jnp.square(attend(qkv)).sum())(qkv)
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
 def test_devices_take_their_own_share_of_both_sequences(monkeypatch):

@@ -9,6 +9,7 @@ Shape suffixes: B batch, N query tokens, M key tokens, H heads, K head size.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from vjepa_jax.ops import flash
+from vjepa_jax.ops.e4m3 import E4M3, cut
+from vjepa_jax.ops.rope import apply_rope
 from vjepa_jax.ops.shards import on_shards, platform
 from vjepa_jax.ops.tokens import Segments, cuts_sequences, join_tokens, split_tokens
 
@@ -46,6 +49,7 @@ def attention(
     mask_NM: jax.Array | None = None,
     implementation: str = "auto",
     segments: Segments = (),
+    short: bool = False,
 ) -> jax.Array:
     """Softmax attention of every query to every key that it may see, scale K**-0.5.
 
@@ -57,10 +61,17 @@ def attention(
         and 64), splash (TPU). The last two are interpreted elsewhere, slowly. With a mask_NM, and for fewer than 128
         queries or keys, splash gives way to xla; with either mask, float16 or other heads, triton to cudnn or xla.
       segments: queries and keys of every sequence, where several lie side by side; each attends to itself alone.
+      short: flash.TIMES the result as E4M3; no gradient is taken then.
 
     Returns:
       [B, N, H, K] in the dtype of q; the softmax is taken in float32.
     """
+    y_BNHK = _attention(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM, implementation, segments, short)
+    return cut(flash.TIMES * y_BNHK.astype(jnp.float32)) if short and y_BNHK.dtype != E4M3 else y_BNHK
+
+
+def _attention(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM, implementation, segments, short) -> jax.Array:
+    """`attention`; `short` is a matter of the kernel that can."""
     segments = segments if len(segments) > 1 else ()
     kernel = resolve(implementation, q_BNHK.dtype, q_BNHK.shape[-1])
     if segments and (kernel != "triton" or cuts_sequences() or not _plain(q_BNHK, valid_BM, mask_NM)):
@@ -74,9 +85,45 @@ def attention(
     if kernel not in _KERNELS:
         raise ValueError(f"attention={implementation!r} is not one of auto, {', '.join(IMPLEMENTATIONS)}")
     own, other = _KERNELS[kernel], _xla
+    if short and kernel == "triton":
+        own = functools.partial(own, short=True)
+        other = lambda *arrays: cut(flash.TIMES * _xla(*arrays).astype(jnp.float32))
     if segments:
-        own, other = functools.partial(own, segments=segments), functools.partial(_each, _xla, segments)
+        own, other = functools.partial(own, segments=segments), functools.partial(_each, other, segments)
     return on_shards(own, other, (q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM), _specs)
+
+
+def self_attention(
+    qkv_BN3HK: jax.Array, rope: tuple[jax.Array, jax.Array] | None, *, implementation: str = "auto", **options: Any
+) -> jax.Array:
+    """`attention` of queries and keys after `apply_rope`, [B, N, H, K].
+
+    Args:
+      qkv_BN3HK: queries, keys and values.
+      rope: the tables of `rope_tables`, [B or 1, N, K]; None: no rotation.
+      options: as for `attention`, `short` excepted.
+    """
+    segments, masks = options.get("segments", ()), (options.get("valid_BM"), options.get("mask_NM"))
+
+    def apart(qkv_BN3HK, *rope):
+        q, k, v = (qkv_BN3HK[:, :, i] for i in range(3))
+        if rope:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        return attention(q, k, v, implementation=implementation, **options)
+
+    joint = resolve(implementation, qkv_BN3HK.dtype, qkv_BN3HK.shape[-1]) == "triton" and _plain(qkv_BN3HK, *masks)
+    if rope is None or not joint or cuts_sequences():
+        return apart(qkv_BN3HK, *(rope or ()))
+    own = lambda *arrays: flash.rotated_attention(*arrays, segments, platform() != "gpu")
+    rope = [jnp.broadcast_to(table, (len(qkv_BN3HK), *table.shape[1:])) for table in rope]
+    results = lambda places: PartitionSpec(*places[0][:2], *places[0][3:])
+    return on_shards(own, apart, (qkv_BN3HK, *rope), _joint_specs, results)
+
+
+def _joint_specs() -> tuple[PartitionSpec, ...]:
+    """Places of queries, keys and values, and of the tables of their rotation."""
+    batch, _, heads, _ = nn.logical_to_mesh_axes(KEYS)
+    return PartitionSpec(batch, None, None, heads), PartitionSpec(batch), PartitionSpec(batch)
 
 
 def block_causal_mask(num_blocks: int, block_size: int) -> jax.Array:
@@ -116,9 +163,10 @@ def _cudnn(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM):
     return jax.nn.dot_product_attention(q_BNHK, k_BMHK, v_BMHK, mask=allowed, implementation="cudnn")
 
 
-def _triton(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM, segments=()):
+def _triton(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM, segments=(), short=False):
     if _plain(q_BNHK, valid_BM, mask_NM):
-        return flash.flash_attention(q_BNHK, k_BMHK, v_BMHK, segments, platform() != "gpu")
+        call = flash.short_attention if short else flash.flash_attention
+        return call(q_BNHK, k_BMHK, v_BMHK, segments, platform() != "gpu")
     other = _cudnn if platform() == "gpu" else _xla
     return other(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM)
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from vjepa_jax.ops import instructions, rowwise
+from vjepa_jax.ops.e4m3 import E4M3, cut
+from vjepa_jax.ops.rope import apply_rope, signed_tables
 from vjepa_jax.ops.rowwise import available
 from vjepa_jax.ops.tokens import Segments
 
@@ -26,6 +28,7 @@ LONG = 1800  # tokens: beyond, larger blocks are faster
 _LOG2E = math.log2(math.e)  # exponentials are powers of two: the hardware has those
 _NEVER = -1e30  # the score of a key that is not there
 _EXTREME = 60.0  # sums of weights beyond 2 ** +-60 are taken relative to the largest weight
+TIMES = 16.0  # outputs of E4M3 are so many times larger: averages of many values are small
 SMALLEST = 16  # rows of a tile: a product takes no fewer
 _UNSEEN = 1e30  # the log-sum of a query that is not there: its weights are 2 ** -1e30 = 0
 
@@ -76,11 +79,16 @@ def flash_attention(
     return _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret)[0]
 
 
-@rowwise.kernel("segments", "interpret")
-def _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret):
+def short_attention(q_BNHK, k_BMHK, v_BMHK, segments: Segments = (), interpret: bool = False) -> jax.Array:
+    """TIMES `flash_attention`, as E4M3. It has no gradient."""
+    return _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret, E4M3)[0]
+
+
+@rowwise.kernel("segments", "interpret", "dtype")
+def _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret, dtype=None):
     batch, queries, heads, _ = q_BNHK.shape
     log_sums = jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32)
-    outputs = _like(q_BNHK), log_sums
+    outputs = jax.ShapeDtypeStruct(q_BNHK.shape, dtype or q_BNHK.dtype), log_sums
     blocks, *_ = _sizes(q_BNHK, segments)
     out, log_sum_BHN = _call(_forward_kernel, blocks, 0, (q_BNHK, k_BMHK, v_BMHK), outputs, segments, interpret)
     return out, (q_BNHK, k_BMHK, v_BMHK, out, log_sum_BHN)
@@ -105,15 +113,66 @@ def _gradients(kept, dy_BNHK, segments, interpret):
 flash_attention.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def rotated_attention(
+    qkv_BN3HK: jax.Array, cos_BNK: jax.Array, sin_BNK: jax.Array, segments: Segments = (), interpret: bool = False
+) -> jax.Array:
+    """`flash_attention` of queries and keys after `rope.apply_rope`, which have their gradients turned back, and put
+    beside those of the values, by the kernels that make them: a pass over memory less.
+
+    Args:
+      qkv_BN3HK: queries, keys and values.
+      cos_BNK, sin_BNK: of `rope.rope_tables`, float32.
+      segments, interpret: as for `flash_attention`.
+    """
+    return _rotated_forward(qkv_BN3HK, cos_BNK, sin_BNK, segments, interpret)[0]
+
+
+def _rotated_forward(qkv_BN3HK, cos_BNK, sin_BNK, segments, interpret):
+    q, k, v = (qkv_BN3HK[:, :, i] for i in range(3))
+    q, k = (apply_rope(x, cos_BNK, sin_BNK) for x in (q, k))
+    out, kept = _forward(q, k, v, segments, interpret)
+    return out, (kept, cos_BNK, sin_BNK)
+
+
+def _rotated_backward(segments, interpret, kept, dy_BNHK):
+    kept, *tables = kept
+    return _rotated_gradients(kept, signed_tables(*tables, dy_BNHK.dtype), dy_BNHK, segments, interpret), None, None
+
+
+@rowwise.kernel("segments", "interpret")
+def _rotated_gradients(kept, tables, dy_BNHK, segments, interpret):
+    q_BNHK, k_BNHK, v_BNHK, out_BNHK, log_sum_BHN = kept
+    _, *sizes = _sizes(q_BNHK, segments)
+    inputs, options = (q_BNHK, k_BNHK, v_BNHK, dy_BNHK, log_sum_BHN), (segments, interpret)
+    joint = jax.ShapeDtypeStruct((*q_BNHK.shape[:2], 3, *q_BNHK.shape[2:]), q_BNHK.dtype)
+    outputs = joint, _like(log_sum_BHN)
+    # the first kernel fills the place of the queries, the second one the others
+    joint, mean_BHN = _call(_queries_kernel, sizes[0], 0, (*inputs, out_BNHK, *tables), outputs, *options)
+    outputs = (_like(joint),)
+    (joint,) = _call(_keys_kernel, sizes[1], 1, (*inputs, mean_BHN, *tables, joint), outputs, *options, filled=True)
+    return joint
+
+
+rotated_attention.defvjp(_rotated_forward, _rotated_backward)
+
+
 def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _call(
-    kernel: Any, blocks: Blocks, over: int, inputs: tuple, outputs: tuple, segments: Segments, interpret: bool
+    kernel: Any,
+    blocks: Blocks,
+    over: int,
+    inputs: tuple,
+    outputs: tuple,
+    segments: Segments,
+    interpret: bool,
+    filled: bool = False,
 ) -> list[jax.Array]:
     """One program for every block of queries (over 0) or of keys (over 1) of a sequence, row and head; each sees all
-    tokens of its row and head."""
+    tokens of its row and head. `filled`: the last input becomes the first output, and keeps what is not written."""
     from jax.experimental import pallas as pl  # only where it is used: experimental, and slow to import
     from jax.experimental.pallas import triton
 
@@ -127,7 +186,10 @@ def _call(
     def spec(x):
         if x.ndim == 3:
             return pl.BlockSpec((None, None, x.shape[2]), lambda i, b, h: (b, h, 0))
-        return pl.BlockSpec((None, x.shape[1], None, head_dim), lambda i, b, h: (b, 0, h, 0))
+        if x.ndim == 5:
+            return pl.BlockSpec((None, *x.shape[1:3], None, head_dim), lambda i, b, h: (b, 0, 0, h, 0))
+        of_all = x.shape[2] == 1  # heads
+        return pl.BlockSpec((None, x.shape[1], None, head_dim), lambda i, b, h: (b, 0, 0 if of_all else h, 0))
 
     def body(*refs):
         block = pl.program_id(0)
@@ -147,6 +209,7 @@ def _call(
         in_specs=[spec(x) for x in inputs],
         out_specs=[spec(x) for x in outputs],
         out_shape=list(outputs),
+        input_output_aliases={len(inputs) - 1: 0} if filled else {},
         compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
         interpret=interpret,
         name=kernel.__name__.strip("_"),
@@ -193,17 +256,29 @@ class _Tile:
     def there(self) -> jax.Array:
         return self.start + jnp.arange(self.size) < self.end
 
-    def _at(self, ref):
+    def _at(self, ref, part: int | None = None):
         rows = self.pl.ds(self.start, self.size)
-        return (ref.at[rows, :], self.there[:, None]) if len(ref.shape) == 2 else (ref.at[rows], self.there)
+        if len(ref.shape) == 1:
+            return ref.at[rows], self.there
+        # a number that is not static: the interpreter wants a shape of it
+        return ref.at[rows, :] if part is None else ref.at[rows, self.start * 0 + part, :], self.there[:, None]
 
     def load(self, ref, other: float = 0.0):
         at, there = self._at(ref)
         return self.triton.load(at) if self.inside else self.triton.load(at, mask=there, other=other)
 
-    def store(self, ref, values):
-        at, there = self._at(ref)
+    def store(self, ref, values, part: int | None = None):
+        """`part`: of a reference with several values a row."""
+        at, there = self._at(ref, part)
         self.triton.store(at, values.astype(ref.dtype), mask=there)
+
+
+def _turned_back(tile: _Tile, gradient, cos_ref, sin_ref):
+    """The gradient of channels before `rope.apply_rope`. Their neighbours are swapped by a product."""
+    cos, sin = tile.load(cos_ref), tile.load(sin_ref)
+    channel = jnp.arange(gradient.shape[-1])
+    swap = (channel[:, None] == (channel ^ 1)[None, :]).astype(cos.dtype)
+    return gradient * cos + tile.triton.dot((gradient * sin).astype(cos.dtype), swap)
 
 
 def _scaled(x, scale: float):
@@ -235,7 +310,8 @@ def _forward_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, out_ref, 
         return total, sums, now
 
     def write(total, sums, log_sum):
-        rows.store(out_ref, total * (1.0 / sums)[:, None])
+        out = total * (1.0 / sums)[:, None]
+        rows.store(out_ref, cut(TIMES * out) if out_ref.dtype == E4M3 else out)
         rows.store(log_sum_ref, log_sum)
 
     nothing = jnp.zeros(q.shape, jnp.float32), jnp.zeros(len(q), jnp.float32)
@@ -250,8 +326,9 @@ def _forward_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, out_ref, 
         write(total, sums, largest + jnp.log2(sums))
 
 
-def _keys_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, log_sum_ref, mean_ref, dk_ref, dv_ref):
-    """The gradients of one block of keys and values. `mean_ref`: the sum of output times its gradient."""
+def _keys_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, log_sum_ref, mean_ref, *rest):
+    """The gradients of one block of keys and values. `mean_ref`: the sum of output times its gradient; `rest`: both
+    gradients, or the tables of the rotation and twice the gradients of all three."""
     columns, dot, exp2 = keys.tile(block, blocks.keys), keys.triton.dot, keys.exp2
     k, v, scale = columns.load(k_ref), columns.load(v_ref), q_ref.shape[-1] ** -0.5
     k_log2 = _scaled(k, _LOG2E * scale)
@@ -266,12 +343,18 @@ def _keys_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, log_
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     dk, dv = queries.loop(body, (zeros, zeros), blocks.queries)
-    columns.store(dk_ref, dk * scale)
-    columns.store(dv_ref, dv)
+    if len(rest) == 2:
+        columns.store(rest[0], dk * scale)
+        columns.store(rest[1], dv)
+    else:
+        columns.store(rest[3], _turned_back(columns, dk * scale, *rest[:2]), 1)
+        columns.store(rest[3], dv, 2)
 
 
-def _queries_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, log_sum_ref, out_ref, dq_ref, mean_ref):
-    """The gradient of one block of queries, and the sum of output times its gradient."""
+def _queries_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, log_sum_ref, out_ref, *rest):
+    """The gradient of one block of queries, and the sum of output times its gradient. `rest`: both, after the tables of
+    the rotation if there are; with them the first is of all three."""
+    *tables, dq_ref, mean_ref = rest
     rows, dot, exp2 = queries.tile(block, blocks.queries), queries.triton.dot, queries.exp2
     scale = q_ref.shape[-1] ** -0.5
     q, dy = _scaled(rows.load(q_ref), _LOG2E * scale), rows.load(dy_ref)
@@ -288,4 +371,7 @@ def _queries_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, l
         return dq + dot(d_scores.astype(k.dtype), k)
 
     dq = keys.loop(body, jnp.zeros(q.shape, jnp.float32), blocks.keys)
-    rows.store(dq_ref, dq * scale)
+    if tables:
+        rows.store(dq_ref, _turned_back(rows, dq * scale, *tables), 0)
+    else:
+        rows.store(dq_ref, dq * scale)

@@ -68,9 +68,14 @@ def apply_rope(x_BNHK: jax.Array, cos_BNK: jax.Array, sin_BNK: jax.Array) -> jax
     The sign goes into the sines, so that the rest is one swap of neighbours, which XLA reads in place.
     """
     swapped = x_BNHK.reshape(*x_BNHK.shape[:-1], -1, 2)[..., ::-1].reshape(x_BNHK.shape)
-    sign_K = jnp.tile(jnp.asarray([-1.0, 1.0]), x_BNHK.shape[-1] // 2)
-    cos, sin = (t[:, :, None, :].astype(x_BNHK.dtype) for t in (cos_BNK, sin_BNK * sign_K))
+    cos, sin = signed_tables(cos_BNK, sin_BNK, x_BNHK.dtype)
     return x_BNHK * cos + swapped * sin
+
+
+def signed_tables(cos_BNK: jax.Array, sin_BNK: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """What channels, and what their swapped neighbours are multiplied with, [B, N, 1, K]."""
+    sign_K = jnp.tile(jnp.asarray([-1.0, 1.0]), sin_BNK.shape[-1] // 2)
+    return tuple(t[:, :, None, :].astype(dtype) for t in (cos_BNK, sin_BNK * sign_K))
 
 
 def sincos_table(dim: int, grid: Grid, axes: int = 3, side: int | None = None) -> np.ndarray:
