@@ -133,6 +133,7 @@ def _record(run: RunConfig, setup: Setup, mesh: Any, seconds: float) -> dict[str
         "clip": [run.data.num_frames, *run.data.size],
         "dtype": run.model.dtype,
         "target_dtype": run.model.target_dtype,
+        "forward_dtype": run.model.forward_dtype,
         "remat": run.model.remat,
         "unroll": run.model.unroll,
         "devices": f"{mesh.size} x {kind}",

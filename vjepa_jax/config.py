@@ -69,6 +69,7 @@ class ModelConfig:
     gelu: str = "erf"  # erf (published) or tanh (faster)
     dtype: str = "bfloat16"  # of matrix products; parameters, LayerNorm, softmax and loss stay float32
     target_dtype: str = "same"  # of products in the target or teacher: same as dtype, or float8 (H100 and later)
+    forward_dtype: str = "same"  # of products in trained layers' forward passes: same, or float8; not of gradients
     attention: str = "auto"  # auto, xla, cudnn, triton, splash
     unroll: int = 1  # blocks per iteration of the layer scan; 0: no scan, faster on a GPU, compiles three times as long
     remat: str = "none"  # none, dots (keep results of matrix products and attention), full (keep block inputs only)

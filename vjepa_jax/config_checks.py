@@ -17,6 +17,7 @@ _CHOICES = {
     "model.predictor.kind": ("joint", "cross"),
     "model.dtype": ("bfloat16", "float32"),
     "model.target_dtype": ("same", "float8"),
+    "model.forward_dtype": ("same", "float8"),
     "model.attention": ("auto", "xla", "cudnn", "triton", "splash"),
     "model.remat": ("none", "dots", "full"),
     "masks.policy": ("uniform", "first_k"),

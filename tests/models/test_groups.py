@@ -62,6 +62,18 @@ def test_loops_and_what_is_kept_change_no_number(options, tiny_config):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-7), *pair)
 
 
+@pytest.mark.parametrize("options", [{"unroll": 0}, {"remat": "dots"}])
+def test_the_same_with_float8_products(options, tiny_config):
+    """A number at the border of two of eight bits may fall to either side, no more."""
+    run = from_config_dict(tiny_config(masks={"groups": GROUPS}, model={"forward_dtype": "float8"}))
+    batch = made_up_stream(run, prepare(run).plan, seed=0)
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, **options))
+    (loss, gradients), (same_loss, same_gradients) = (loss_and_gradients(r, batch) for r in (run, other))
+    np.testing.assert_allclose(loss, same_loss, rtol=1e-4)
+    flat, same = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(t)]) for t in (gradients, same_gradients))
+    assert jnp.linalg.norm(flat - same) < 1e-2 * jnp.linalg.norm(flat)
+
+
 @pytest.mark.parametrize(("remat", "forward"), [("none", 1), ("dots", 1), ("full", 2)])
 def test_attention_kernels_run_again_under_full_remat_only(remat, forward, tiny_config):
     """Splash, whose kernels any machine can trace: one forward and two backward kernels a layer, and a repeated one."""

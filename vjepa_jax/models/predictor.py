@@ -48,6 +48,7 @@ class Predictor(nn.Module):
     """
 
     model: ModelConfig
+    float8: bool = False  # products of the forward passes
 
     @nn.compact
     def __call__(
@@ -114,7 +115,7 @@ class Predictor(nn.Module):
         rope = self._rope(interleave(context_ids, target_ids), grid)
         valid_BN = None if context_valid is None else interleave(context_valid, target_valid)
         segments = tuple((c + m, c + m) for c, m, _ in groups)
-        block = make_block(predictor_size(self.model), self.model, segments=segments)
+        block = make_block(predictor_size(self.model), self.model, segments=segments, float8=self.float8)
         (x_BNE,) = run_blocks(self, block, self.model, x_BNE, rope, valid_BN)
         parts = split_tokens(x_BNE, tuple(n for c, m, _ in groups for n in (c, m)))
         return join_tokens(parts[::2]), join_tokens(parts[1::2])
@@ -126,7 +127,7 @@ class Predictor(nn.Module):
         if self.model.position in ROPE_MODES:
             ropes = (self._rope(target_ids, grid), self._rope(context_ids, grid))
         segments = tuple((m, c) for c, m, _ in groups)
-        block = make_block(predictor_size(self.model), self.model, CrossBlock, segments=segments)
+        block = make_block(predictor_size(self.model), self.model, CrossBlock, segments=segments, float8=self.float8)
         (queries_BME,) = run_blocks(self, block, self.model, queries_BME, context_BCE, ropes, context_valid)
         return context_BCE, queries_BME
 

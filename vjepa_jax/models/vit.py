@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjepa_jax.config import ConfigError, ModelConfig
-from vjepa_jax.models.dense import QKV, GeluDense, Projection, weight_init
+from vjepa_jax.models.dense import QKV, Dense, GeluDense, Projection, weight_init
 from vjepa_jax.models.variants import ViTSize, encoder_size
 from vjepa_jax.ops import rowwise
-from vjepa_jax.ops.attention import FORWARD_KERNELS, attention
-from vjepa_jax.ops.float8 import E4M3, float8_dot_general
+from vjepa_jax.ops.attention import FORWARD_KERNELS, attention, self_attention
+from vjepa_jax.ops.biases import add_bias
+from vjepa_jax.ops.e4m3 import Rounded, rounded
 from vjepa_jax.ops.gelu import HIDDEN
 from vjepa_jax.ops.losses import layer_norm
 from vjepa_jax.ops.norms import TOKENS, Added, layer_norm_affine, layer_norm_branch
@@ -33,6 +34,7 @@ from vjepa_jax.ops.tokens import Segments, all_ids, join_tokens, split_tokens
 EPS = 1e-6  # of every LayerNorm of encoder and predictor
 IMAGE, VIDEO = 0, 1  # rows of the modality embeddings
 Rope = tuple[jax.Array, jax.Array]
+Stream = jax.Array | tuple[jax.Array, Added]  # between blocks: x, or x and what is to be added to it
 
 modality_init = nn.initializers.normal(1e-6)
 ROPE_MODES = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
@@ -49,17 +51,28 @@ REMAT_POLICIES = {"dots": keep_products, "full": None}
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm_affine`, or `layer_norm_branch`, with the parameters "scale" and "bias", float32 [D]."""
+    """`layer_norm_affine`, or `layer_norm_branch`, with the parameters "scale" and "bias", float32 [D].
+
+    short: the normed is Rounded.
+    """
 
     eps: float = EPS
     dtype: Any = jnp.float32
+    short: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, branch: bool = False, added: Added | None = None) -> Any:
+    def __call__(self, x: jax.Array, added: Added | None = None, branch: bool = False) -> Any:
         scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         own = scale_D, bias_D, self.eps, jnp.dtype(self.dtype)
-        return layer_norm_branch(x, added, *own) if branch else layer_norm_affine(x, *own)
+        if branch:
+            return layer_norm_branch(x, added, *own, self.short)
+        normed = layer_norm_affine(x, *own)
+        return rounded(normed) if self.short else normed
+
+
+def _parts(stream: Stream) -> tuple[jax.Array, Added | None]:
+    return stream if isinstance(stream, tuple) else (stream, None)
 
 
 class Block(nn.Module):
@@ -67,8 +80,9 @@ class Block(nn.Module):
 
     `rope` is None or the pair (cos, sin) of `ops.rope.rope_tables`, [B, N, head_dim]; `valid` is None or bool [B, N],
     the tokens that may be attended to; `mask` is None or bool [N, N], which token may attend to which. With `segments`,
-    x holds several sequences side by side, and each attends to itself alone. With `float8` the products after a norm or
-    a GELU (qkv and the MLP) are of float8 inputs, for forward passes alone (ops.float8).
+    x holds several sequences side by side, and each attends to itself alone. With `float8` the products of the forward
+    pass after a norm or a GELU (qkv and the MLP) are of float8 inputs (ops.float8); `frozen`: no gradient is taken, and
+    that after attention is too. `apart`: the last sum is left to the next block, which is given both.
     """
 
     size: ViTSize
@@ -78,22 +92,20 @@ class Block(nn.Module):
     eps: float = EPS
     segments: Segments = ()
     float8: bool = False
+    frozen: bool = False
+    apart: bool = False
 
     @nn.compact
-    def __call__(self, x_BND, rope: Rope | None = None, valid_BN=None, mask_NN=None):
-        normed, x_BND = self.norm(name="norm1")(x_BND, branch=True)
-        q_BNHK, k_BNHK, v_BNHK, v_bias = self.projections(float8=self.float8, name="qkv")(normed)
-        added = self.attend(q_BNHK, k_BNHK, v_BNHK, v_bias, rope, rope, valid_BN, mask_NN)
-        return self.mlp(x_BND, added)
-
-    @property
-    def dense(self):
-        return functools.partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=weight_init)
-
-    @property
-    def normed_dense(self):
-        """`dense` of what a norm or a GELU gives."""
-        return functools.partial(self.dense, dot_general=float8_dot_general) if self.float8 else self.dense
+    def __call__(self, x_BND: Stream, rope: Rope | None = None, valid_BN=None, mask_NN=None) -> Stream:
+        normed, x_BND = self.norm(name="norm1")(*_parts(x_BND), branch=True)
+        joint, v_BNHK, v_bias = self.projections(frozen=self.frozen, name="qkv")(normed)
+        options = {"valid_BM": valid_BN, "mask_NM": mask_NN, **self.options}
+        if v_BNHK is None:
+            y_BNHK = self_attention(joint, rope, **options)
+        else:
+            q_BNHK, k_BNHK = (joint[:, :, i] if rope is None else apply_rope(joint[:, :, i], *rope) for i in range(2))
+            y_BNHK = attention(q_BNHK, k_BNHK, v_BNHK, short=True, **options)
+        return self.mlp(x_BND, self.projected(y_BNHK, v_bias))
 
     @property
     def projections(self):
@@ -101,32 +113,35 @@ class Block(nn.Module):
 
     @property
     def norm(self):
-        return functools.partial(LayerNorm, self.eps, self.dtype)
+        return functools.partial(LayerNorm, self.eps, self.dtype, self.float8)
 
-    def attend(self, q_BNHK, k_BMHK, v_BMHK, v_bias, q_rope, k_rope, valid_BM, mask_NM=None) -> Added:
-        """The output projection of attention."""
-        if q_rope is not None:
-            q_BNHK, k_BMHK = apply_rope(q_BNHK, *q_rope), apply_rope(k_BMHK, *k_rope)
-        options = {"valid_BM": valid_BM, "mask_NM": mask_NM, "segments": self.segments}
-        y_BNHK = attention(q_BNHK, k_BMHK, v_BMHK, implementation=self.attention, **options)
+    @property
+    def options(self):
+        return {"implementation": self.attention, "segments": self.segments}
+
+    def projected(self, y_BNHK, v_bias=None) -> Added:
+        """The output projection of what attention gives."""
         return Projection(self.size.embed_dim, jnp.dtype(self.dtype), name="proj")(y_BNHK, v_bias)
 
-    def mlp(self, x_BND, added: Added):
+    def mlp(self, x_BND, added: Added) -> Stream:
         """x + MLP(LN(x)) of x + added: fc2(gelu(fc1 x)), or fc3(silu(fc1 x) * fc2 x) for SwiGLU, named as published."""
-        normed, x_BND = self.norm(name="norm2")(nn.with_logical_constraint(x_BND, TOKENS), True, added)
-        hidden = nn.with_logical_constraint(self.hidden(normed), HIDDEN)
-        last = self.normed_dense
-        if hidden.dtype == E4M3:
-            last = functools.partial(self.dense, dot_general=functools.partial(float8_dot_general, is_rounded=True))
-        x_BND = x_BND + last(features=self.size.embed_dim, name=f"fc{self.size.mlp_linears}")(hidden)
-        return nn.with_logical_constraint(x_BND, TOKENS)
+        normed, x_BND = self.norm(name="norm2")(nn.with_logical_constraint(x_BND, TOKENS), added, branch=True)
+        hidden = jax.tree.map(lambda x: nn.with_logical_constraint(x, HIDDEN), self.hidden(normed))
+        product, bias = self.dense(self.size.embed_dim, apart=True, name=f"fc{self.size.mlp_linears}")(hidden)
+        if self.apart:
+            return x_BND, (nn.with_logical_constraint(product, TOKENS), bias)
+        return nn.with_logical_constraint(x_BND + add_bias(product, bias, TOKENS), TOKENS)
+
+    def dense(self, *features: int, name: str, apart: bool = False) -> Dense:
+        return Dense(features, jnp.dtype(self.dtype), apart, name=name)
 
     def hidden(self, normed):
         """What the last product of the MLP takes."""
         if not self.size.swiglu:
-            return GeluDense(self.size.mlp_dim, jnp.dtype(self.dtype), self.gelu, self.float8, name="fc1")(normed)
-        first, second = (self.normed_dense(features=self.size.mlp_dim, name=name)(normed) for name in ("fc1", "fc2"))
-        return nn.silu(first) * second
+            return GeluDense(self.size.mlp_dim, jnp.dtype(self.dtype), self.gelu, name="fc1")(normed)
+        first, second = (self.dense(self.size.mlp_dim, name=name)(normed) for name in ("fc1", "fc2"))
+        value = nn.silu(first) * second
+        return rounded(value) if isinstance(normed, Rounded) else value
 
 
 class CrossBlock(Block):
@@ -134,15 +149,16 @@ class CrossBlock(Block):
     then x + MLP(LN(x)). `ropes`: None or the tables of queries and context; `valid` belongs to the context."""
 
     @nn.compact
-    def __call__(self, x_BMD, context_BCD, ropes: tuple[Rope, Rope] | None = None, valid_BC=None):
-        heads = (self.size.num_heads, self.size.head_dim)
-        normed, x_BMD = self.norm(name="norm1")(x_BMD, branch=True)
-        q_BMHK = self.normed_dense(features=heads, name="query")(normed)
+    def __call__(self, x_BMD: Stream, context_BCD, ropes: tuple[Rope, Rope] | None = None, valid_BC=None) -> Stream:
+        normed, x_BMD = self.norm(name="norm1")(*_parts(x_BMD), branch=True)
+        q_BMHK = self.dense(self.size.num_heads, self.size.head_dim, name="query")(normed)
         context = self.norm(name="norm_context")(context_BCD)
-        k_BCHK, v_BCHK, v_bias = self.projections(float8=self.float8, parts=2, name="kv")(context)
-        q_rope, k_rope = ropes or (None, None)
-        added = self.attend(q_BMHK, k_BCHK, v_BCHK, v_bias, q_rope, k_rope, valid_BC)
-        return self.mlp(x_BMD, added)
+        joint, _, _ = self.projections(parts=2, name="kv")(context)
+        k_BCHK, v_BCHK = joint[:, :, 0], joint[:, :, 1]
+        if ropes is not None:
+            q_BMHK, k_BCHK = (apply_rope(x, *rope) for x, rope in zip((q_BMHK, k_BCHK), ropes, strict=True))
+        y_BMHK = attention(q_BMHK, k_BCHK, v_BCHK, valid_BM=valid_BC, **self.options)
+        return self.mlp(x_BMD, self.projected(y_BMHK))
 
 
 def make_block(
@@ -152,10 +168,12 @@ def make_block(
     eps: float = EPS,
     segments: Segments = (),
     float8: bool = False,
+    frozen: bool = False,
 ) -> Block:
     """One block as the config wants it. It owns no parameters: `run_blocks` stacks and applies them."""
     segments = segments if len(segments) > 1 else ()
-    return kind(size, jnp.dtype(model.dtype), model.gelu, model.attention, eps, segments, float8, parent=None)
+    options = eps, segments, float8, frozen
+    return kind(size, jnp.dtype(model.dtype), model.gelu, model.attention, *options, parent=None)
 
 
 def run_blocks(
@@ -178,20 +196,24 @@ def run_blocks(
     else:
         params = owner.get_variable("params", "blocks")
 
-    def layer(x_BND, params):
+    def one(x_BND, params, block=block):
         return block.apply({"params": params}, x_BND, *inputs), None
 
+    layer = one
     if model.remat != "none":  # without a loop around it, XLA would merge what is computed again with the first time
-        layer = jax.checkpoint(layer, prevent_cse=model.unroll == 0, policy=REMAT_POLICIES[model.remat])
-    if model.unroll == 0:
-        layer = jax.jit(layer)  # traced once for all layers; XLA puts them in line
+        layer = jax.checkpoint(one, prevent_cse=model.unroll == 0, policy=REMAT_POLICIES[model.remat])
     outputs, start = [], 0
     ends = [last + 1 for last in levels or (depth - 1,)]
     parts = _split_layers(params, [1] * depth if model.unroll == 0 else np.diff([0, *ends]).tolist())
+    if model.unroll == 0:  # traced once for all layers; XLA puts them in line
+        layer = inner = jax.jit(layer)
+        if model.remat == "none":  # the next block adds while it norms; with remat it would be kept besides
+            inner = jax.jit(functools.partial(one, block=block.clone(apart=True)))
     for end in ends:
         if model.unroll == 0:
             for i in range(start, end):
-                x_BND, _ = layer(x_BND, jax.tree.map(lambda leaf: leaf[0], parts[i]))
+                apply = layer if i == end - 1 else inner
+                x_BND, _ = apply(x_BND, jax.tree.map(lambda leaf: leaf[0], parts[i]))
         else:
             x_BND, _ = jax.lax.scan(layer, x_BND, parts[len(outputs)], unroll=min(model.unroll, end - start))
         outputs.append(x_BND)
@@ -266,7 +288,8 @@ class Encoder(nn.Module):
     """
 
     model: ModelConfig
-    float8: bool = False  # forward passes alone
+    float8: bool = False  # products of the forward passes
+    frozen: bool = False  # no gradient is taken
 
     @nn.compact
     def __call__(
@@ -295,7 +318,8 @@ class Encoder(nn.Module):
         counts, special = counts or x_BND.shape[1:2], model.registers + model.cls_token
         if special:
             x_BND, rope, valid_BN = self._append_special(x_BND, rope, valid_BN, special, counts)
-        block = make_block(size, model, segments=tuple((n + special, n + special) for n in counts), float8=self.float8)
+        segments = tuple((n + special, n + special) for n in counts)
+        block = make_block(size, model, segments=segments, float8=self.float8, frozen=self.frozen)
         levels = run_blocks(self, block, model, x_BND, rope, valid_BN, levels=model.levels or layers)
         if special:
             lengths = tuple(n for count in counts for n in (count, special))

@@ -38,7 +38,7 @@ class Distillation(VJEPA2):
         for key in ("patch_size", "tubelet_size", "image_tokenizer"):
             if getattr(student, key) != getattr(teacher, key):
                 raise ConfigError(f"model.{key} and teacher.model.{key} differ: student and teacher share their tokens")
-        self.teacher = Encoder(teacher, float8=student.target_dtype == "float8")
+        self.teacher = Encoder(teacher, student.target_dtype == "float8", frozen=True)
 
     def init(self, rng: jax.Array) -> tuple[Params, Params]:
         params, aux = super().init(rng)

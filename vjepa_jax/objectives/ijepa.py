@@ -58,11 +58,11 @@ class IJEPA(VJEPA2):
         blocks = self.run.masks.groups[index].num_blocks
         with jax.named_scope("context"):
             kept_BCP = gather_tokens(patches_BNP, context_BC)
-            z_BCD = self._encode_levels(params["encoder"], kept_BCP, grid, context_BC, image=image)
+            z_BCD = self._encode_levels(params["encoder"], kept_BCP, grid, context_BC, image=image, encoder=self.online)
         with jax.named_scope("predictor"):
             repeat = lambda x: jnp.repeat(x, blocks, axis=0)  # block k of clip b is row b * K + k
             target_BKM = target.reshape(-1, target.shape[1] // blocks)
-            prediction, _ = self.predictor.apply(
+            prediction, _ = self.online_predictor.apply(
                 {"params": params["predictor"]}, repeat(z_BCD), repeat(context_BC), target_BKM, grid, 0, image=image
             )
         prediction = prediction.reshape(*target.shape, -1)

@@ -60,9 +60,10 @@ class VJEPA2:
 
     def __init__(self, run: RunConfig):
         self.run = run
-        self.encoder = Encoder(run.model)
-        self.target = Encoder(run.model, float8=run.model.target_dtype == "float8")
-        self.predictor = Predictor(run.model)
+        self.encoder, self.predictor = Encoder(run.model), Predictor(run.model)
+        float8 = run.model.forward_dtype == "float8"  # in training alone
+        self.online, self.online_predictor = Encoder(run.model, float8), Predictor(run.model, float8)
+        self.target = Encoder(run.model, run.model.target_dtype == "float8", frozen=True)
         # a width of zero channels or uneven heads is found here, before anything is built
         encoder_size(run.model), predictor_size(run.model)
 
@@ -184,10 +185,11 @@ class VJEPA2:
         contexts, targets = (tuple(mask[key].shape[1] for mask in masks) for key in ("context", "target"))
         with jax.named_scope("context"):
             kept_BCP = gather_tokens(patches_BNP, context)
-            z_BCX = self._encode_levels(params["encoder"], kept_BCP, grid, context, context_valid, image, contexts)
+            masked = context, context_valid, image, contexts
+            z_BCX = self._encode_levels(params["encoder"], kept_BCP, grid, *masked, encoder=self.online)
         with jax.named_scope("predictor"):
             tokens = indices if self.run.model.predictor.mask_token_per_group else [0] * len(masks)
-            prediction, context_prediction = self.predictor.apply(
+            prediction, context_prediction = self.online_predictor.apply(
                 {"params": params["predictor"]},
                 *(z_BCX, context, target, grid, 0, context_valid, target_valid, image),
                 groups=tuple(zip(contexts, targets, tokens, strict=True)),
@@ -276,7 +278,7 @@ class VJEPA2:
     def _encode_levels(
         self, params, patches_BNP, grid, ids_BN=None, valid_BN=None, image=False, counts=(), encoder=None
     ):
-        """What the predictor reads and predicts: all levels of the encoder (None: the online one), or the last one."""
+        """What the predictor reads and predicts: all levels of the encoder (None: as evaluated), or the last one."""
         every_level = predictor_levels(self.run.model) > 1
         encoder = encoder or self.encoder
         return encoder.apply({"params": params}, patches_BNP, grid, ids_BN, valid_BN, image, every_level, counts)

@@ -1,92 +1,115 @@
-"""Matrix products of float8 inputs, for forward passes that need no gradient (arXiv 2209.05433)."""
+"""Matrix products of float8 inputs in forward passes (arXiv 2209.05433). Gradients are those of the product of exact
+values, in their dtype.
 
-from typing import Any
+Shape suffixes: B batch, N tokens, D embedding, F hidden.
+"""
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from vjepa_jax.ops import instructions, rowwise
-from vjepa_jax.ops.gelu import EIGHT_BIT, HIDDEN, normal_cdf
+from vjepa_jax.ops import gelu, rowwise
+from vjepa_jax.ops.e4m3 import E4M3, LARGEST, Rounded, cut
 from vjepa_jax.ops.shards import on_shards
 
-E4M3 = jnp.float8_e4m3fn
-LARGEST = 448.0  # of E4M3; its relative precision is 1/16, down to 1/64
 _TILE = rowwise.Tile(16, 256)  # the fastest of 17 on an H200
 
 
-def float8_dot_general(
-    x: jax.Array,
-    kernel: jax.Array,
-    dimension_numbers: Any,
-    precision: Any = None,
-    *,
-    is_rounded: bool = False,
-    **options: Any,
+def scaled_product(
+    short: jax.Array, kernel: jax.Array, axes: int = 1, dtype: jnp.dtype = jnp.bfloat16, times: float = 1.0
 ) -> jax.Array:
-    """`jax.lax.dot_general` of both arrays rounded to E4M3, with sums in float32; result in x's dtype.
+    """The last `axes` axes of E4M3 values times the first ones of the kernel rounded to E4M3, summed up in float32 and
+    divided by `times`, as `dtype`. It has no gradient.
 
-    For forward passes alone. The kernel is scaled so that its largest value becomes that of E4M3. x is not scaled and
-    cut off at +-448: it is the output of a LayerNorm or of a GELU, which is of order 1.
+    The kernel is scaled so that its largest value becomes that of E4M3. On an H100 or later XLA makes one float8
+    product with a scale of this; elsewhere it is a product of rounded values.
+    """
+    kept, short = kernel.shape[axes:], short.reshape(*short.shape[:-axes], -1)
+    kernel = kernel.reshape(short.shape[-1], -1)
+    largest = jnp.maximum(jnp.abs(kernel).max().astype(jnp.float32), LARGEST * jnp.finfo(jnp.float32).tiny)
+    scale = (largest / LARGEST).astype(dtype)
+    # hardware wants the contracted axis of both arrays last; transposed in one pass with the rounding, which XLA would
+    # part to make the transposition one of the product, and then make it again
+    rounded_FD = jax.lax.optimization_barrier(cut(kernel.astype(jnp.float32) / scale.astype(jnp.float32)).T)
+    numbers = (((short.ndim - 1,), (1,)), ((), ()))
+    product = jax.lax.dot_general(short, rounded_FD, numbers, preferred_element_type=dtype) * (scale / times)
+    return product.reshape(*product.shape[:-1], *kept)
 
-    On an H100 or later XLA makes one float8 product of this; elsewhere it is a product of rounded values.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def float8_product(x: Rounded, kernel: jax.Array, axes: int = 1) -> jax.Array:
+    """`scaled_product` of x in the dtype of `x.exact`.
 
     Args:
-      is_rounded: x holds values of E4M3.
+      x: not scaled: the output of a LayerNorm or of a GELU, which is of order 1.
     """
-    del precision, options
-    product, scale = _product(x, kernel, dimension_numbers, is_rounded)
-    return product * scale.astype(x.dtype)
+    return scaled_product(x.short, kernel, axes, x.exact.dtype)
 
 
-def float8_gelu_dot(x_BND: jax.Array, kernel_DF: jax.Array, bias_F: jax.Array) -> jax.Array:
-    """GELU(x @ kernel + bias) as E4M3, [B, N, F]; the product as in `float8_dot_general`, the GELU off by less
-    than 1.9e-4, a tenth of the smallest step of E4M3.
+def _forward_product(x, kernel, axes):
+    return float8_product(x, kernel, axes), (x.exact, kernel)
 
-    On NVIDIA the GELU is a Pallas kernel (Triton): 49152 x 4096 takes it .19 ms on an H200; XLA took .46 ms on an H100.
+
+def _backward_product(axes, kept, dy):
+    exact, d_kernel = _product_gradients(*kept, axes, dy)
+    return Rounded(exact, None), d_kernel
+
+
+float8_product.defvjp(_forward_product, _backward_product)
+
+
+def _product_gradients(x: jax.Array, kernel: jax.Array, axes: int, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    numbers = ((tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))), ((), ()))
+    return jax.vjp(lambda x, kernel: jax.lax.dot_general(x, kernel, numbers), x, kernel)[1](dy)
+
+
+@jax.custom_vjp
+def float8_gelu_layer(x: Rounded, kernel_DF: jax.Array, bias_F: jax.Array) -> Rounded:
+    """The exact GELU of x @ kernel + bias, [B, N, F]; the product is `scaled_product`, x [B, N, D] as for
+    `float8_product`.
+
+    Where no gradient is taken `short` is off by less than 1.9e-4, a tenth of the smallest step of E4M3: on NVIDIA by a
+    Pallas kernel (Triton), 49152 x 4096 in .19 ms on an H200, where XLA took .46 on an H100.
     """
-    product_BNF, scale = _product(x_BND, kernel_DF, (((2,), (0,)), ((), ())))
-    product_BNF = nn.with_logical_constraint(product_BNF, HIDDEN)
+    product_BNF = _hidden_product(x, kernel_DF)
+    exact = gelu.value_by_xla(product_BNF, bias_F)
     if not rowwise.usable(product_BNF):
-        return _gelu(product_BNF, scale, bias_F)
-    return on_shards(gelu_kernel, _gelu, (product_BNF, scale, bias_F), _specs)
+        return Rounded(exact, _short(product_BNF, bias_F))
+    return Rounded(exact, on_shards(short_kernel, _short, (product_BNF, bias_F), gelu.places))
 
 
-def _specs() -> tuple[PartitionSpec, ...]:
-    """Places of product, scale and bias."""
-    hidden = nn.logical_to_mesh_axes(HIDDEN)
-    return hidden, PartitionSpec(), PartitionSpec(hidden[2])
+def _forward_layer(x, kernel_DF, bias_F):
+    product_BNF = jax.lax.optimization_barrier(_hidden_product(x, kernel_DF))  # kept in 16 bits, as in gelu.py
+    return gelu.value(product_BNF, bias_F, short=True), (x.exact, kernel_DF, product_BNF, bias_F)
+
+
+def _backward_layer(kept, cotangents):
+    exact, kernel_DF, product_BNF, bias_F = kept
+    d_hidden, d_bias = gelu.slope(product_BNF, cotangents.exact, bias_F)
+    d_exact, d_kernel = _product_gradients(exact, kernel_DF, 1, d_hidden)
+    return Rounded(d_exact, None), d_kernel, d_bias
+
+
+float8_gelu_layer.defvjp(_forward_layer, _backward_layer)
+
+
+def _hidden_product(x: Rounded, kernel_DF) -> jax.Array:
+    product_BNF = scaled_product(x.short, kernel_DF, 1, x.exact.dtype)
+    return nn.with_logical_constraint(product_BNF, gelu.HIDDEN)
 
 
 @rowwise.kernel("interpret")
-def gelu_kernel(product_BNF: jax.Array, scale: jax.Array, bias_F: jax.Array, interpret: bool = False) -> jax.Array:
-    """`GELU(product * scale + bias)` as E4M3 in one pass over memory."""
-    body = lambda product, scale, bias: ([_gelu(product, scale, bias, interpret)], [], [])
-    matrices, vectors = [product_BNF.reshape(-1, len(bias_F))], [jnp.broadcast_to(scale, bias_F.shape), bias_F]
-    options = {"vectors": vectors, "interpret": interpret, "name": "gelu_float8"}
+def short_kernel(product_BNF: jax.Array, bias_F: jax.Array, interpret: bool = False) -> jax.Array:
+    """`GELU(product + bias)` as E4M3 in one pass over memory."""
+    body = lambda product, bias: ([_short(product, bias, interpret)], [], [])
+    matrices = [product_BNF.reshape(-1, len(bias_F))]
+    options = {"vectors": [bias_F], "interpret": interpret, "name": "gelu_float8"}
     return rowwise.one_pass(body, matrices, [E4M3], _TILE, **options)[0].reshape(product_BNF.shape)
 
 
-def _product(x, kernel, dimension_numbers, is_rounded=False) -> tuple[jax.Array, jax.Array]:
-    """The product of rounded values in x's dtype, and the float32 number that it is to be multiplied by."""
-    (contract, kernel_contract), (batch, kernel_batch) = dimension_numbers
-    if batch or kernel_batch:
-        raise ValueError("float8_dot_general takes one kernel for the whole batch")
-    # hardware wants the contracted axis of both arrays last
-    kept = [axis for axis in range(kernel.ndim) if axis not in kernel_contract]
-    kernel = kernel.transpose(*kept, *kernel_contract).astype(jnp.float32)
-    scale = jnp.maximum(jnp.abs(kernel).max() / LARGEST, jnp.finfo(jnp.float32).tiny)
-    rounded = x.astype(E4M3) if is_rounded else _cut(x)
-    numbers = ((contract, tuple(range(len(kept), kernel.ndim))), ((), ()))
-    return jax.lax.dot_general(rounded, _cut(kernel / scale), numbers, preferred_element_type=x.dtype), scale
-
-
-def _cut(values: jax.Array) -> jax.Array:
-    return jnp.clip(values.astype(jnp.float32), -LARGEST, LARGEST).astype(E4M3)
-
-
-def _gelu(product, scale, bias, interpret=True):
+def _short(product, bias, interpret=True):
     """interpret: False in a kernel for a GPU."""
-    x = instructions.multiply_add(product.astype(jnp.float32), scale, bias.astype(jnp.float32), interpret)
-    return jnp.minimum(x * normal_cdf(x, EIGHT_BIT, interpret), LARGEST).astype(E4M3)
+    x = product.astype(jnp.float32) + bias.astype(jnp.float32)
+    return jnp.minimum(x * gelu.normal_cdf(x, gelu.EIGHT_BIT, interpret), LARGEST).astype(E4M3)
