@@ -15,7 +15,7 @@ from vjepa_jax.ops import flash
 from vjepa_jax.ops.attention import QUERIES
 from vjepa_jax.ops.biases import add_bias
 from vjepa_jax.ops.e4m3 import E4M3, Rounded, rounded
-from vjepa_jax.ops.float8 import float8_gelu_layer, float8_product, scaled_product
+from vjepa_jax.ops.float8 import exact_product, float8_gelu_layer, float8_product, scaled_product
 from vjepa_jax.ops.gelu import HIDDEN, gelu
 from vjepa_jax.ops.norms import Added
 
@@ -30,11 +30,8 @@ def parameters(module: nn.Module, inputs: tuple[int, ...], features: tuple[int, 
 
 
 def product(x: jax.Array | Rounded, kernel: jax.Array, axes: int = 1) -> jax.Array:
-    """The last `axes` axes of x times the first ones of the kernel, which is cast to the dtype of x."""
-    if isinstance(x, Rounded):
-        return float8_product(x, kernel.astype(x.exact.dtype), axes)
-    numbers = ((tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))), ((), ()))
-    return jax.lax.dot_general(x, kernel.astype(x.dtype), numbers)
+    """The last `axes` axes of x times the first ones of the kernel, which is of its dtype."""
+    return (float8_product if isinstance(x, Rounded) else exact_product)(x, kernel, axes)
 
 
 def channels(x: jax.Array | Rounded) -> tuple[int]:
@@ -59,7 +56,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x) -> Any:
         kernel, bias = parameters(self, channels(x), self.features)
-        result = product(as_dtype(x, self.dtype), kernel)
+        result = product(as_dtype(x, self.dtype), kernel.astype(self.dtype))
         return (result, bias) if self.apart else result + bias.astype(self.dtype)
 
 

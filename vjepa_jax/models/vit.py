@@ -99,12 +99,8 @@ class Block(nn.Module):
     def __call__(self, x_BND: Stream, rope: Rope | None = None, valid_BN=None, mask_NN=None) -> Stream:
         normed, x_BND = self.norm(name="norm1")(*_parts(x_BND), branch=True)
         joint, v_BNHK, v_bias = self.projections(frozen=self.frozen, name="qkv")(normed)
-        options = {"valid_BM": valid_BN, "mask_NM": mask_NN, **self.options}
-        if v_BNHK is None:
-            y_BNHK = self_attention(joint, rope, **options)
-        else:
-            q_BNHK, k_BNHK = (joint[:, :, i] if rope is None else apply_rope(joint[:, :, i], *rope) for i in range(2))
-            y_BNHK = attention(q_BNHK, k_BNHK, v_BNHK, short=True, **options)
+        options = {"valid_BM": valid_BN, "mask_NM": mask_NN, "short": v_BNHK is not None}
+        y_BNHK = self_attention(joint, rope, v_BNHK, **options, **self.options)
         return self.mlp(x_BND, self.projected(y_BNHK, v_bias))
 
     @property

@@ -67,7 +67,7 @@ def attention(
       [B, N, H, K] in the dtype of q; the softmax is taken in float32.
     """
     y_BNHK = _attention(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM, implementation, segments, short)
-    return cut(flash.TIMES * y_BNHK.astype(jnp.float32)) if short and y_BNHK.dtype != E4M3 else y_BNHK
+    return cut(flash.TIMES * y_BNHK) if short and y_BNHK.dtype != E4M3 else y_BNHK
 
 
 def _attention(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM, implementation, segments, short) -> jax.Array:
@@ -87,32 +87,37 @@ def _attention(q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM, implementation, segmen
     own, other = _KERNELS[kernel], _xla
     if short and kernel == "triton":
         own = functools.partial(own, short=True)
-        other = lambda *arrays: cut(flash.TIMES * _xla(*arrays).astype(jnp.float32))
     if segments:
-        own, other = functools.partial(own, segments=segments), functools.partial(_each, other, segments)
+        own, other = functools.partial(own, segments=segments), functools.partial(_each, _xla, segments)
     return on_shards(own, other, (q_BNHK, k_BMHK, v_BMHK, valid_BM, mask_NM), _specs)
 
 
 def self_attention(
-    qkv_BN3HK: jax.Array, rope: tuple[jax.Array, jax.Array] | None, *, implementation: str = "auto", **options: Any
+    qkv_BN3HK: jax.Array,
+    rope: tuple[jax.Array, jax.Array] | None,
+    v_BNHK: jax.Array | None = None,
+    *,
+    implementation: str = "auto",
+    **options: Any,
 ) -> jax.Array:
     """`attention` of queries and keys after `apply_rope`, [B, N, H, K].
 
     Args:
-      qkv_BN3HK: queries, keys and values.
+      qkv_BN3HK: queries, keys and values, or the first two.
       rope: the tables of `rope_tables`, [B or 1, N, K]; None: no rotation.
-      options: as for `attention`, `short` excepted.
+      v_BNHK: the values, where they are not with the others.
+      options: as for `attention`; `short` where the values are apart.
     """
     segments, masks = options.get("segments", ()), (options.get("valid_BM"), options.get("mask_NM"))
 
     def apart(qkv_BN3HK, *rope):
-        q, k, v = (qkv_BN3HK[:, :, i] for i in range(3))
-        if rope:
-            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        return attention(q, k, v, implementation=implementation, **options)
+        q, k = (apply_rope(qkv_BN3HK[:, :, i], *rope) if rope else qkv_BN3HK[:, :, i] for i in range(2))
+        return attention(
+            q, k, qkv_BN3HK[:, :, 2] if v_BNHK is None else v_BNHK, implementation=implementation, **options
+        )
 
     joint = resolve(implementation, qkv_BN3HK.dtype, qkv_BN3HK.shape[-1]) == "triton" and _plain(qkv_BN3HK, *masks)
-    if rope is None or not joint or cuts_sequences():
+    if rope is None or v_BNHK is not None or not joint or cuts_sequences():
         return apart(qkv_BN3HK, *(rope or ()))
     own = lambda *arrays: flash.rotated_attention(*arrays, segments, platform() != "gpu")
     rope = [jnp.broadcast_to(table, (len(qkv_BN3HK), *table.shape[1:])) for table in rope]

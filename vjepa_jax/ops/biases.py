@@ -11,7 +11,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from vjepa_jax.ops import rowwise
 from vjepa_jax.ops.shards import on_shards
@@ -40,13 +39,8 @@ def _backward(axes, kept, dy):
     if not rowwise.usable(dy):
         return dy, _sums(dy)[0]
 
-    def places() -> tuple[PartitionSpec, ...]:
-        return (nn.logical_to_mesh_axes(axes),)
-
-    def of_sums(places):
-        rows = [(axis,) if isinstance(axis, str) else axis or () for axis in places[0][:2]]
-        return PartitionSpec(sum(rows, ()) or None, *places[0][2:])
-
+    places = lambda: (nn.logical_to_mesh_axes(axes),)
+    of_sums = lambda places: rowwise.sums_place(places[0], len(axes) - 2)
     return dy, on_shards(sums_kernel, _sums, (dy,), places, of_sums).sum(0)
 
 

@@ -99,15 +99,19 @@ def _backward(segments, interpret, kept, dy_BNHK):
 
 
 @rowwise.kernel("segments", "interpret")
-def _gradients(kept, dy_BNHK, segments, interpret):
+def _gradients(kept, dy_BNHK, segments, interpret, tables=()):
+    """Of queries, keys and values, or with the tables of a rotation one array of all three before it."""
     q_BNHK, k_BMHK, v_BMHK, out_BNHK, log_sum_BHN = kept
-    _, *sizes = _sizes(q_BNHK, segments)
+    (batch, tokens, *heads), (_, *sizes) = q_BNHK.shape, _sizes(q_BNHK, segments)
     inputs = q_BNHK, k_BMHK, v_BMHK, dy_BNHK, log_sum_BHN
-    outputs = _like(q_BNHK), _like(log_sum_BHN)
-    dq, mean_BHN = _call(_queries_kernel, sizes[0], 0, (*inputs, out_BNHK), outputs, segments, interpret)
+    joint = jax.ShapeDtypeStruct((batch, tokens, 3, *heads), q_BNHK.dtype)
+    outputs = joint if tables else _like(q_BNHK), _like(log_sum_BHN)
+    dq, mean_BHN = _call(_queries_kernel, sizes[0], 0, (*inputs, out_BNHK, *tables), outputs, segments, interpret)
+    if tables:  # the kernel before filled the place of the queries, this one does the others
+        inputs = *inputs, mean_BHN, *tables, dq
+        return _call(_keys_kernel, sizes[1], 1, inputs, (joint,), segments, interpret, filled=True)[0]
     outputs = _like(k_BMHK), _like(v_BMHK)
-    dk, dv = _call(_keys_kernel, sizes[1], 1, (*inputs, mean_BHN), outputs, segments, interpret)
-    return dq, dk, dv
+    return dq, *_call(_keys_kernel, sizes[1], 1, (*inputs, mean_BHN), outputs, segments, interpret)
 
 
 flash_attention.defvjp(_forward, _backward)
@@ -137,21 +141,7 @@ def _rotated_forward(qkv_BN3HK, cos_BNK, sin_BNK, segments, interpret):
 
 def _rotated_backward(segments, interpret, kept, dy_BNHK):
     kept, *tables = kept
-    return _rotated_gradients(kept, signed_tables(*tables, dy_BNHK.dtype), dy_BNHK, segments, interpret), None, None
-
-
-@rowwise.kernel("segments", "interpret")
-def _rotated_gradients(kept, tables, dy_BNHK, segments, interpret):
-    q_BNHK, k_BNHK, v_BNHK, out_BNHK, log_sum_BHN = kept
-    _, *sizes = _sizes(q_BNHK, segments)
-    inputs, options = (q_BNHK, k_BNHK, v_BNHK, dy_BNHK, log_sum_BHN), (segments, interpret)
-    joint = jax.ShapeDtypeStruct((*q_BNHK.shape[:2], 3, *q_BNHK.shape[2:]), q_BNHK.dtype)
-    outputs = joint, _like(log_sum_BHN)
-    # the first kernel fills the place of the queries, the second one the others
-    joint, mean_BHN = _call(_queries_kernel, sizes[0], 0, (*inputs, out_BNHK, *tables), outputs, *options)
-    outputs = (_like(joint),)
-    (joint,) = _call(_keys_kernel, sizes[1], 1, (*inputs, mean_BHN, *tables, joint), outputs, *options, filled=True)
-    return joint
+    return _gradients(kept, dy_BNHK, segments, interpret, signed_tables(*tables, dy_BNHK.dtype)), None, None
 
 
 rotated_attention.defvjp(_rotated_forward, _rotated_backward)

@@ -154,7 +154,8 @@ def _passes(rows: int, tile: Tile, blocks: int) -> int:
     return max(count for count in range(1, most + 1) if rows // tile.rows % count == 0)
 
 
-def sums_place(place: PartitionSpec) -> PartitionSpec:
-    """Where every device's own sums over its rows lie, [devices that share the rows, D], for matrices at `place`."""
-    axes = [(axis,) if isinstance(axis, str) else axis or () for axis in place[:-1]]
-    return PartitionSpec(sum(axes, ()) or None, place[-1])
+def sums_place(place: PartitionSpec, kept: int = 1) -> PartitionSpec:
+    """Where every device's own sums lie, over all but the last `kept` axes of matrices at `place`: [devices that share
+    what is summed, ...]."""
+    axes = [(axis,) if isinstance(axis, str) else axis or () for axis in place[:-kept]]
+    return PartitionSpec(sum(axes, ()) or None, *place[-kept:])
