@@ -68,6 +68,30 @@ def test_bfloat16_agrees_with_float32(queries, keys):
         assert np.abs(got - want).max() < 0.02 * np.abs(want).max()  # bfloat16 has 8 bits
 
 
+def test_gradients_see_the_scores_of_the_forward_pass():
+    """Of wide scores bfloat16 leaves little; what the forward pass rounded the gradients must not round otherwise."""
+    seeds = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weight = (jax.random.normal(seed, (2, 72, 4, 32), jnp.bfloat16) for seed in seeds)
+    ours, oracle = (
+        with_gradients(kernel, dtype, weight, 16 * q, k, v)
+        for kernel, dtype in (("triton", jnp.bfloat16), ("xla", jnp.float32))
+    )
+    off = [np.linalg.norm(got - want) / np.linalg.norm(want) for got, want in zip(ours, oracle, strict=True)]
+    assert off[0] < 0.01 and off[1] < 0.03
+    assert off[3] < 2 * off[0] and off[2] < 2 * off[1]  # values as outputs, keys as queries
+
+
+# the blocks of long sequences, without their length: whole, and with a rest of one tile of keys and less
+@pytest.mark.parametrize("size", [32, 64])
+def test_blocks_of_long_sequences(size, monkeypatch):
+    monkeypatch.setattr(flash, "LONG", 0)
+    segments = ((136, 136), (24, 44))
+    dtype, tolerance = (jnp.bfloat16, 3e-2) if ON_GPU else (jnp.float32, 1e-4)
+    ours, oracle = (results(kernel, dtype, 160, 180, 2, size, segments=segments) for kernel in ("triton", "xla"))
+    for got, want in zip(ours, oracle, strict=True):
+        np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
+
+
 def test_large_scores_do_not_overflow():
     dtype = jnp.bfloat16 if ON_GPU else jnp.float32
     ours, oracle = (results(kernel, dtype, 72, 72, 2, 32, scale=100.0) for kernel in ("triton", "xla"))

@@ -30,6 +30,7 @@ _NEVER = -1e30  # the score of a key that is not there
 _EXTREME = 60.0  # sums of weights beyond 2 ** +-60 are taken relative to the largest weight
 TIMES = 16.0  # outputs of E4M3 are so many times larger: averages of many values are small
 SMALLEST = 16  # rows of a tile: a product takes no fewer
+_APART = 8  # sums of weights of a query, one for every eighth key: no thread of a warp needs those of another
 _UNSEEN = 1e30  # the log-sum of a query that is not there: its weights are 2 ** -1e30 = 0
 
 
@@ -49,10 +50,9 @@ def _sizes(q_BNHK: jax.Array, segments: Segments) -> tuple[Blocks, Blocks, Block
     [24, 2048, 16, 64]."""
     longest = max(queries for queries, _ in segments or [q_BNHK.shape[1:3]])
     if q_BNHK.shape[-1] < 64:
-        return Blocks(64, 64), Blocks(64 if longest <= LONG else 128, 64), Blocks(64, 128)
-    if longest <= LONG:
-        return Blocks(64, 64), Blocks(64, 64), Blocks(128, 64)
-    return Blocks(128, 64), Blocks(128, 64), Blocks(64, 64)
+        return Blocks(64, 64) if longest <= LONG else Blocks(128, 32), Blocks(64, 64), Blocks(64, 128)
+    rows = 64 if longest <= LONG else 128
+    return Blocks(rows, 64), Blocks(rows, 64), Blocks(64, 64)
 
 
 def fits(head_dim: int, dtype: jnp.dtype) -> bool:
@@ -90,6 +90,7 @@ def _forward(q_BNHK, k_BMHK, v_BMHK, segments, interpret, dtype=None):
     log_sums = jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32)
     outputs = jax.ShapeDtypeStruct(q_BNHK.shape, dtype or q_BNHK.dtype), log_sums
     blocks, *_ = _sizes(q_BNHK, segments)
+    q_BNHK = _scaled(q_BNHK)
     out, log_sum_BHN = _call(_forward_kernel, blocks, 0, (q_BNHK, k_BMHK, v_BMHK), outputs, segments, interpret)
     return out, (q_BNHK, k_BMHK, v_BMHK, out, log_sum_BHN)
 
@@ -145,6 +146,12 @@ def _rotated_backward(segments, interpret, kept, dy_BNHK):
 
 
 rotated_attention.defvjp(_rotated_forward, _rotated_backward)
+
+
+def _scaled(q_BNHK: jax.Array) -> jax.Array:
+    """Queries whose products with keys are base-2 logarithms of weights. Not in the kernels: these multiply what they
+    load as it is straight from shared memory; what they have changed they load into registers for every tile."""
+    return (q_BNHK.astype(jnp.float32) * (_LOG2E * q_BNHK.shape[-1] ** -0.5)).astype(q_BNHK.dtype)
 
 
 def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -271,17 +278,13 @@ def _turned_back(tile: _Tile, gradient, cos_ref, sin_ref):
     return gradient * cos + tile.triton.dot((gradient * sin).astype(cos.dtype), swap)
 
 
-def _scaled(x, scale: float):
-    return (x.astype(jnp.float32) * scale).astype(x.dtype)
-
-
 def _forward_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, out_ref, log_sum_ref):
-    """The weighted values of one block of queries, and the base-2 logarithm of their sum of weights.
+    """The weighted values of one block of queries (as `_scaled`), and the base-2 logarithm of their sum of weights.
 
     The second way, with a maximum, has small tiles so that it takes no registers from the first.
     """
     rows, dot, exp2 = queries.tile(block, blocks.queries), queries.triton.dot, queries.exp2
-    q = _scaled(rows.load(q_ref), _LOG2E * q_ref.shape[-1] ** -0.5)
+    q = rows.load(q_ref)
 
     def score(columns):
         scores = dot(q, columns.load(k_ref).T)
@@ -289,65 +292,64 @@ def _forward_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, out_ref, 
 
     def add(columns, weights, total, sums):
         v = columns.load(v_ref)
-        return total + dot(weights.astype(v.dtype), v), sums + weights.sum(-1)
+        return total + dot(weights.astype(v.dtype), v), sums + weights.reshape(len(q), -1, _APART).sum(1)
 
     def careful(columns, carry):
         *totals, largest = carry
         scores = score(columns)
         now = jnp.maximum(largest, scores.max(-1))
         shrink = exp2(largest - now)
-        total, sums = add(columns, exp2(scores - now[:, None]), totals[0] * shrink[:, None], totals[1] * shrink)
+        total, sums = add(columns, exp2(scores - now[:, None]), *(x * shrink[:, None] for x in totals))
         return total, sums, now
 
-    def write(total, sums, log_sum):
+    def write(total, sums, largest=0.0):
+        sums = sums.sum(-1)
+        log_sum = largest + jnp.log2(sums)
         out = total * (1.0 / sums)[:, None]
         rows.store(out_ref, cut(TIMES * out) if out_ref.dtype == E4M3 else out)
         rows.store(log_sum_ref, log_sum)
+        return log_sum
 
-    nothing = jnp.zeros(q.shape, jnp.float32), jnp.zeros(len(q), jnp.float32)
-    total, sums = keys.loop(lambda columns, carry: add(columns, exp2(score(columns)), *carry), nothing, blocks.keys)
-    log_sum = jnp.log2(sums)
-    write(total, sums, log_sum)
+    nothing = jnp.zeros(q.shape, jnp.float32), jnp.zeros((len(q), _APART), jnp.float32)
+    log_sum = write(*keys.loop(lambda columns, carry: add(columns, exp2(score(columns)), *carry), nothing, blocks.keys))
 
     @queries.pl.when(jnp.abs(log_sum).max() > _EXTREME)
     def _():
         never = jnp.full(len(q), _NEVER, jnp.float32)
-        total, sums, largest = keys.loop(careful, (*nothing, never), SMALLEST)
-        write(total, sums, largest + jnp.log2(sums))
+        write(*keys.loop(careful, (*nothing, never), SMALLEST))
 
 
 def _keys_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, log_sum_ref, mean_ref, *rest):
-    """The gradients of one block of keys and values. `mean_ref`: the sum of output times its gradient; `rest`: both
-    gradients, or the tables of the rotation and twice the gradients of all three."""
+    """The gradients of one block of keys and values; queries as `_scaled`. `mean_ref`: the sum of output times its
+    gradient; `rest`: both gradients, or the tables of the rotation and twice the gradients of all three."""
     columns, dot, exp2 = keys.tile(block, blocks.keys), keys.triton.dot, keys.exp2
-    k, v, scale = columns.load(k_ref), columns.load(v_ref), q_ref.shape[-1] ** -0.5
-    k_log2 = _scaled(k, _LOG2E * scale)
+    k, v = columns.load(k_ref), columns.load(v_ref)
 
     def body(rows, carry):
         dk, dv = carry
         q, dy = rows.load(q_ref), rows.load(dy_ref)
-        weights = exp2(dot(k_log2, q.T) - rows.load(log_sum_ref, _UNSEEN)[None, :])  # keys x queries
+        weights = exp2(dot(k, q.T) - rows.load(log_sum_ref, _UNSEEN)[None, :])  # keys x queries
         dv = dv + dot(weights.astype(dy.dtype), dy)
         d_scores = weights * (dot(v, dy.T) - rows.load(mean_ref)[None, :])
         return dk + dot(d_scores.astype(q.dtype), q), dv
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     dk, dv = queries.loop(body, (zeros, zeros), blocks.queries)
+    dk = dk * (1 / _LOG2E)  # queries bring the scale
     if len(rest) == 2:
-        columns.store(rest[0], dk * scale)
+        columns.store(rest[0], dk)
         columns.store(rest[1], dv)
     else:
-        columns.store(rest[3], _turned_back(columns, dk * scale, *rest[:2]), 1)
+        columns.store(rest[3], _turned_back(columns, dk, *rest[:2]), 1)
         columns.store(rest[3], dv, 2)
 
 
 def _queries_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, log_sum_ref, out_ref, *rest):
-    """The gradient of one block of queries, and the sum of output times its gradient. `rest`: both, after the tables of
-    the rotation if there are; with them the first is of all three."""
+    """The gradient of one block of queries, as they were before `_scaled`, and the sum of output times its gradient.
+    `rest`: both, after the tables of the rotation if there are; with them the first is of all three."""
     *tables, dq_ref, mean_ref = rest
     rows, dot, exp2 = queries.tile(block, blocks.queries), queries.triton.dot, queries.exp2
-    scale = q_ref.shape[-1] ** -0.5
-    q, dy = _scaled(rows.load(q_ref), _LOG2E * scale), rows.load(dy_ref)
+    q, dy, scale = rows.load(q_ref), rows.load(dy_ref), q_ref.shape[-1] ** -0.5
     log_sum = rows.load(log_sum_ref, _UNSEEN)
     mean = (rows.load(out_ref).astype(jnp.float32) * dy.astype(jnp.float32)).sum(-1)
     rows.store(mean_ref, mean)
