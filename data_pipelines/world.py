@@ -15,6 +15,7 @@ world_render.py, one video in world_truth.py; this file keeps worlds on disk:
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import io
@@ -256,11 +257,17 @@ def _flat(values: dict) -> dict:
     }
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write a file, so that it is at its place whole or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
+    yield temporary
     os.replace(temporary, path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with _whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _part_path(dst: Path, part: int) -> Path:
@@ -293,10 +300,8 @@ def _write_part(dst: Path, spec: WorldSpec, counts: dict[str, int], seed: int, c
     per_group, truths = spec.videos_per_group, []
     for group in range(part * _PART // per_group, min((part + 1) * _PART, len(paths)) // per_group):
         for video, truth in render_group(spec, seed, group):
-            path = dst / paths[truth.index][1]
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            encode(temporary, video, fps=spec.fps, crf=crf)
-            os.replace(temporary, path)
+            with _whole(dst / paths[truth.index][1]) as path:
+                encode(path, video, fps=spec.fps, crf=crf)
             truths.append(truth)
     _replace(_part_path(dst, part), _npz(stack(truths, spec.objects[1])))
     return part
