@@ -151,7 +151,7 @@ def _record(run: RunConfig, setup: Setup, mesh: Any, seconds: float) -> dict[str
 
 def _memory(step: Any) -> dict[str, float]:
     """GiB of one device."""
-    parts = memory_parts(step)
+    parts = memory_parts(step, jax.default_backend() == "tpu")
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
         parts["peak"] = peak
