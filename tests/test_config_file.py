@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from vjepa_jax import config_file
-from vjepa_jax.config import ConfigError
+from vjepa_jax.config import ConfigError, flatten, from_config_dict
 
 FILE = """
 from ml_collections import ConfigDict
@@ -47,6 +47,7 @@ def test_file_argument_and_overrides(file):
     [
         ("--config.optm.lr=1", "unknown config key optm.lr; did you mean 'optim.lr'?"),
         ("--config.optim.rl=1", "did you mean 'optim.lr'?"),
+        ("--config.data.crop_size=384", "unknown config key data.crop_size; vjepa2's is 'data.resolution' here"),
         ("--config.steps=1.5", "--config.steps=1.5"),
         ("--config.steps=many", "many"),
     ],
@@ -113,3 +114,9 @@ def test_mistakes_in_groups_are_one_line(tmp_path, text, overrides, message):
     with pytest.raises(ConfigError) as caught:
         groups(tmp_path, text, *overrides)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_name_that_stands_for_one_of_vjepa2_is_a_key():
+    known = flatten(dataclasses.asdict(from_config_dict({"steps": 1, "batch_size": 1, "data": {"path": "v"}})))
+    assert not set(config_file._VJEPA2.values()) - set(known)
+    assert not set(config_file._VJEPA2) & {key.split(".")[-1] for key in known} - {"motion_shift"}

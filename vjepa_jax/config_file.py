@@ -16,6 +16,32 @@ from vjepa_jax.config import ConfigError, RunConfig, from_config_dict, plain_dic
 from vjepa_jax.config_build import build, hint
 from vjepa_jax.config_stages import expand
 
+# Keys of facebookresearch/vjepa2's YAML files that have another name here.
+_VJEPA2 = {
+    "auto_augment": "data.augment.rand_augment",
+    "crop_size": "data.resolution",
+    "dataset_fpcs": "data.num_frames",
+    "datasets": "data.path",
+    "datasets_weights": "data.weights",
+    "ema": "ema.start",
+    "epochs": "steps",
+    "ipe": "steps",
+    "load_checkpoint": "init_from",
+    "loss_exp": "loss.exponent",
+    "model_name": "model.variant",
+    "motion_shift": "data.augment.motion_shift",
+    "pred_depth": "model.predictor.depth",
+    "pred_embed_dim": "model.predictor.embed_dim",
+    "pred_num_heads": "model.predictor.num_heads",
+    "random_resize_aspect_ratio": "data.random_resize_aspect",
+    "read_checkpoint": "init_from",
+    "reprob": "data.augment.erase_prob",
+    "save_every_freq": "checkpoint.keep_every_steps",
+    "use_activation_checkpointing": "model.remat",
+    "use_rope": "model.position",
+    "warmup": "optim.warmup_steps",
+}
+
 
 def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """The RunConfig of "file.py" or "file.py:argument", with "--config.a.b=value" overrides.
@@ -114,7 +140,10 @@ def _check_keys(config: ConfigDict, overrides: list[str] | tuple[str, ...]) -> N
     for word in overrides:
         key = word.split("=")[0].removeprefix("--config.")
         if key not in known and not any(k.startswith(f"{key}.") for k in known):
-            raise ConfigError(f"unknown config key {key}{hint(key, known)}")
+            ours = _VJEPA2.get(key.split(".")[-1])
+            raise ConfigError(
+                f"unknown config key {key}" + (f"; vjepa2's is {ours!r} here" if ours in known else hint(key, known))
+            )
 
 
 def _template(cls: type, given: Any = None) -> dict[str, Any]:
