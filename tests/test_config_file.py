@@ -69,6 +69,10 @@ def test_wrong_files_are_one_line(tmp_path):
     typo.write_text(FILE.replace('"steps"', '"stpes"'))
     with pytest.raises(ConfigError, match="steps"):
         config_file.load(str(typo))
+    typo.write_text(FILE.replace('"path"', '"crop_size": 384, "path"'))
+    with pytest.raises(ConfigError) as caught:
+        config_file.load(str(typo))
+    assert str(caught.value) == f"{typo}: unknown config key data.crop_size; vjepa2's is 'data.resolution' here"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import flags
@@ -88,7 +88,7 @@ def _overridden(path: str, overrides: list[str] | tuple[str, ...]) -> ConfigDict
 
 
 def _with_overrides(config: ConfigDict, overrides: list[str] | tuple[str, ...]) -> ConfigDict:
-    _check_keys(config, overrides)
+    _check_keys((word.split("=")[0].removeprefix("--config.") for word in overrides), config)
     argv = ["vjepa", *overrides]
     values = flags.FlagValues()
     try:
@@ -127,6 +127,7 @@ def _given(path: str) -> tuple[str, Any]:
 def _filled(file: str, template: dict[str, Any], given: Any) -> ConfigDict:
     """The template with the values that the file gives, locked."""
     config = ConfigDict(template).lock()
+    _check_keys(config_lib.flatten(plain_dict(given)), config, f"{file}: ")
     try:
         with config.ignore_type():
             config.update(given)
@@ -135,15 +136,14 @@ def _filled(file: str, template: dict[str, Any], given: Any) -> ConfigDict:
     return config
 
 
-def _check_keys(config: ConfigDict, overrides: list[str] | tuple[str, ...]) -> None:
+def _check_keys(keys: Iterable[str], config: ConfigDict, where: str = "") -> None:
+    """Raises ConfigError for the first key that there is not, with ours for one of vjepa2's, or else the nearest."""
     known = config_lib.flatten(config.to_dict())
-    for word in overrides:
-        key = word.split("=")[0].removeprefix("--config.")
+    for key in keys:
         if key not in known and not any(k.startswith(f"{key}.") for k in known):
             ours = _VJEPA2.get(key.split(".")[-1])
-            raise ConfigError(
-                f"unknown config key {key}" + (f"; vjepa2's is {ours!r} here" if ours in known else hint(key, known))
-            )
+            meant = f"; vjepa2's is {ours!r} here" if ours in known else hint(key, known)
+            raise ConfigError(f"{where}unknown config key {key}{meant}")
 
 
 def _template(cls: type, given: Any = None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Blocks:
 def _sizes(q_BNHK: jax.Array, segments: Segments) -> tuple[Blocks, Blocks, Blocks]:
     """For outputs, gradients of queries, and those of keys and values: the fastest of 20 to 30 each on an H200 with jax
     0.11.2. Tried at [24, 1584 + 1568, 12, 32] and [8, 6336 + 6272, 12, 32], [24, 528 + 128, 16, 64] and
-    [24, 2048, 16, 64]."""
+    [8, 2112 + 512, 16, 64], [24, 2048, 16, 64] and [8, 8192, 16, 64]."""
     longest = max(queries for queries, _ in segments or [q_BNHK.shape[1:3]])
     if q_BNHK.shape[-1] < 64:
         return Blocks(64, 64) if longest <= LONG else Blocks(128, 32), Blocks(64, 64), Blocks(64, 128)
