@@ -10,9 +10,9 @@ import pytest
 
 from vjepa_jax.config import ModelConfig
 from vjepa_jax.models import dense
+from vjepa_jax.models.blocks import REMAT_POLICIES, make_block
 from vjepa_jax.models.dense import QKV, Dense, GeluDense, Projection
 from vjepa_jax.models.variants import encoder_size
-from vjepa_jax.models.vit import REMAT_POLICIES, make_block
 from vjepa_jax.ops import flash, rowwise
 from vjepa_jax.ops.attention import attention
 from vjepa_jax.ops.e4m3 import cut, rounded

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from vjepa_jax.config import ConfigError, ModelConfig, PredictorConfig
+from vjepa_jax.models.blocks import Block, CrossBlock
 from vjepa_jax.models.predictor import Predictor, predictor_flops
 from vjepa_jax.models.variants import encoder_size
-from vjepa_jax.models.vit import Block, CrossBlock, Encoder
+from vjepa_jax.models.vit import Encoder
 from vjepa_jax.ops.rope import sincos_table
 
 GRID = (2, 4, 4)

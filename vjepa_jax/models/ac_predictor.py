@@ -10,8 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vjepa_jax.config import ConfigError, ModelConfig
+from vjepa_jax.models.blocks import LayerNorm, Rope, make_block, run_blocks
+from vjepa_jax.models.dense import weight_init
 from vjepa_jax.models.variants import encoder_size, predictor_size
-from vjepa_jax.models.vit import ROPE_MODES, LayerNorm, Rope, make_block, run_blocks, weight_init
+from vjepa_jax.models.vit import ROPE_MODES
 from vjepa_jax.ops.attention import block_causal_mask
 from vjepa_jax.ops.rope import Grid, axis_channels, rope_tables
 

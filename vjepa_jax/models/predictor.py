@@ -10,21 +10,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vjepa_jax.config import ModelConfig
+from vjepa_jax.models.blocks import CrossBlock, LayerNorm, make_block, run_blocks
+from vjepa_jax.models.dense import weight_init
 from vjepa_jax.models.variants import encoder_size, feature_dim, predictor_levels, predictor_size
-from vjepa_jax.models.vit import (
-    IMAGE,
-    ROPE_MODES,
-    SINCOS_AXES,
-    TOKENS,
-    VIDEO,
-    CrossBlock,
-    LayerNorm,
-    make_block,
-    modality_init,
-    run_blocks,
-    weight_init,
-)
+from vjepa_jax.models.vit import IMAGE, ROPE_MODES, SINCOS_AXES, VIDEO, modality_init
 from vjepa_jax.ops.gelu import gelu
+from vjepa_jax.ops.norms import TOKENS
 from vjepa_jax.ops.rope import Grid, rope_tables, sincos_table
 from vjepa_jax.ops.tokens import join_tokens, split_tokens
 

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from vjepa_jax.config import ConfigError, ModelConfig
+from vjepa_jax.models.blocks import make_block, rescale_blocks, run_blocks
+from vjepa_jax.models.dense import weight_init
 from vjepa_jax.models.variants import ViTSize
-from vjepa_jax.models.vit import make_block, rescale_blocks, run_blocks, weight_init
 from vjepa_jax.ops.losses import layer_norm
 
 EPS = 1e-5  # of every LayerNorm of the published probe; the encoder has 1e-6, and so has transformers' copy of both

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from vjepa_jax.config import RunConfig
+from vjepa_jax.models.blocks import rescale_blocks
 from vjepa_jax.models.predictor import Predictor, predictor_flops
 from vjepa_jax.models.variants import encoder_flops, encoder_size, predictor_levels, predictor_size
-from vjepa_jax.models.vit import Encoder, rescale_blocks
+from vjepa_jax.models.vit import Encoder
 from vjepa_jax.ops import regularizers
 from vjepa_jax.ops.losses import latent_regression, layer_norm
 from vjepa_jax.ops.patches import normalize, patchify, token_grid
