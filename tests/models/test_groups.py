@@ -62,6 +62,22 @@ def test_loops_and_what_is_kept_change_no_number(options, tiny_config):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-7), *pair)
 
 
+@pytest.mark.parametrize("options", [{}, {"unroll": 0}, {"unroll": 0, "remat": "dots"}])
+@pytest.mark.parametrize("case", ["published", "padded"])
+def test_the_last_block_leaves_out_only_what_nobody_asks_for(case, options, tiny_config):
+    """A predictor with an output for the context, which no loss reads here, takes all tokens through all its blocks."""
+    targets = from_config_dict(tiny_config(**{"masks": {"groups": GROUPS}} | CASES[case]))
+    targets = dataclasses.replace(targets, model=dataclasses.replace(targets.model, **options))
+    predictor = dataclasses.replace(targets.model.predictor, predict_context=True)
+    everything = dataclasses.replace(targets, model=dataclasses.replace(targets.model, predictor=predictor))
+    batch = made_up_stream(targets, prepare(targets).plan, seed=0)
+    (loss, gradients), (same_loss, same_gradients) = (loss_and_gradients(r, batch) for r in (targets, everything))
+    unread = same_gradients["predictor"].pop("out_context")
+    assert not any(leaf.any() for leaf in jax.tree.leaves(unread))
+    np.testing.assert_allclose(loss, same_loss, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-7), gradients, same_gradients)
+
+
 @pytest.mark.parametrize("options", [{"unroll": 0}, {"remat": "dots"}])
 def test_the_same_with_float8_products(options, tiny_config):
     """A number at the border of two of eight bits may fall to either side, no more."""

@@ -27,7 +27,7 @@ from vjepa_jax.ops.e4m3 import Rounded, rounded
 from vjepa_jax.ops.gelu import HIDDEN
 from vjepa_jax.ops.norms import TOKENS, Added, layer_norm_affine, layer_norm_branch
 from vjepa_jax.ops.rope import apply_rope
-from vjepa_jax.ops.tokens import Segments
+from vjepa_jax.ops.tokens import Segments, join_tokens, split_tokens
 
 EPS = 1e-6  # of every LayerNorm of encoder and predictor
 Rope = tuple[jax.Array, jax.Array]
@@ -106,7 +106,7 @@ class Block(nn.Module):
 
     @property
     def options(self):
-        return {"implementation": self.attention, "segments": self.segments}
+        return {"implementation": self.attention, "segments": self.segments if len(self.segments) > 1 else ()}
 
     def projected(self, y_BNHK, v_bias=None) -> Added:
         """The output projection of what attention gives."""
@@ -150,6 +150,26 @@ class CrossBlock(Block):
         return self.mlp(x_BMD, self.projected(y_BMHK))
 
 
+class TargetBlock(Block):
+    """The last block where outputs are wanted of some tokens alone, the targets: all others are keys and values, and
+    have no queries, projection and MLP. `segments`: the targets of every sequence, which come last in it, and all its
+    tokens. Returns the targets of all sequences, [B, M, D]."""
+
+    @nn.compact
+    def __call__(self, x_BND: Stream, rope: Rope | None = None, valid_BN=None) -> jax.Array:
+        normed, x_BND = self.norm(name="norm1")(*_parts(x_BND), branch=True)
+        joint, _, _ = self.projections(name="qkv")(normed)
+        q_BMHK, k_BNHK, v_BNHK = self._targets(joint[:, :, 0]), joint[:, :, 1], joint[:, :, 2]
+        if rope is not None:
+            q_BMHK, k_BNHK = apply_rope(q_BMHK, *map(self._targets, rope)), apply_rope(k_BNHK, *rope)
+        y_BMHK = attention(q_BMHK, k_BNHK, v_BNHK, valid_BM=valid_BN, **self.options)
+        return self.mlp(self._targets(x_BND), self.projected(y_BMHK))
+
+    def _targets(self, x: jax.Array) -> jax.Array:
+        counts = [count for targets, tokens in self.segments for count in (tokens - targets, targets)]
+        return join_tokens(split_tokens(x, counts)[1::2])
+
+
 def make_block(
     size: ViTSize,
     model: ModelConfig,
@@ -160,13 +180,18 @@ def make_block(
     frozen: bool = False,
 ) -> Block:
     """One block as the config wants it. It owns no parameters: `run_blocks` stacks and applies them."""
-    segments = segments if len(segments) > 1 else ()
     options = eps, segments, float8, frozen
     return kind(size, jnp.dtype(model.dtype), model.gelu, model.attention, *options, parent=None)
 
 
 def run_blocks(
-    owner: nn.Module, block: Block, model: ModelConfig, x_BND: jax.Array, *inputs: Any, levels: tuple[int, ...] = ()
+    owner: nn.Module,
+    block: Block,
+    model: ModelConfig,
+    x_BND: jax.Array,
+    *inputs: Any,
+    levels: tuple[int, ...] = (),
+    last: Block | None = None,
 ) -> list[jax.Array]:
     """`block.size.depth` blocks, one after the other; their parameters are `owner`'s "blocks", stacked.
 
@@ -174,9 +199,10 @@ def run_blocks(
       block: from `make_block`; called with (x, *inputs).
       model: `unroll` layers a scan step (0: all) and what `remat` recomputes. Both leave parameters and numbers alone.
       levels: blocks whose outputs are returned, ascending; the last block must be among them. Empty: the last one.
+      last: what takes the place of the last block, with the same parameters; without levels.
 
     Returns:
-      [B, N, D] for every level.
+      [B, N, D] for every level; what `last` gives.
     """
     depth = block.size.depth
     if owner.is_initializing():
@@ -185,28 +211,27 @@ def run_blocks(
     else:
         params = owner.get_variable("params", "blocks")
 
-    def one(x_BND, params, block=block):
-        return block.apply({"params": params}, x_BND, *inputs), None
+    def layer(kind, looped=False):
+        one = lambda x_BND, params: (kind.apply({"params": params}, x_BND, *inputs), None)
+        if model.remat == "none":
+            return one
+        # without a loop around it, XLA would merge what is computed again with the first time
+        return jax.checkpoint(one, prevent_cse=not looped, policy=REMAT_POLICIES[model.remat])
 
-    layer = one
-    if model.remat != "none":  # without a loop around it, XLA would merge what is computed again with the first time
-        layer = jax.checkpoint(one, prevent_cse=model.unroll == 0, policy=REMAT_POLICIES[model.remat])
-    outputs, start = [], 0
-    ends = [last + 1 for last in levels or (depth - 1,)]
-    parts = _split_layers(params, [1] * depth if model.unroll == 0 else np.diff([0, *ends]).tolist())
-    if model.unroll == 0:  # traced once for all layers; XLA puts them in line
-        layer = inner = jax.jit(layer)
-        if model.remat == "none":  # the next block adds while it norms; with remat it would be kept besides
-            inner = jax.jit(functools.partial(one, block=block.clone(apart=True)))
-    for end in ends:
-        if model.unroll == 0:
-            for i in range(start, end):
-                apply = layer if i == end - 1 else inner
-                x_BND, _ = apply(x_BND, jax.tree.map(lambda leaf: leaf[0], parts[i]))
+    alone = functools.cache(lambda kind: jax.jit(layer(kind)))  # traced once for all layers; XLA puts them in line
+    outputs, ends = [], [level + 1 for level in levels or (depth - 1,)]
+    edges = range(depth + 1) if model.unroll == 0 else sorted({0, *ends, *([depth - 1] if last else [])})
+    counts = np.diff(edges).tolist()
+    for end, count, own in zip(edges[1:], counts, _split_layers(params, counts), strict=True):
+        kind = last if last and end == depth else block
+        if model.unroll == 0 and model.remat == "none" and end not in ends:
+            kind = kind.clone(apart=True)  # the next block adds while it norms; with remat it would be kept besides
+        if count == 1:
+            x_BND, _ = alone(kind)(x_BND, jax.tree.map(lambda leaf: leaf[0], own))
         else:
-            x_BND, _ = jax.lax.scan(layer, x_BND, parts[len(outputs)], unroll=min(model.unroll, end - start))
-        outputs.append(x_BND)
-        start = end
+            x_BND, _ = jax.lax.scan(layer(kind, looped=True), x_BND, own, unroll=min(model.unroll, count))
+        if end in ends:
+            outputs.append(x_BND)
     return outputs
 
 

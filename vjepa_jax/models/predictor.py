@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vjepa_jax.config import ModelConfig
-from vjepa_jax.models.blocks import CrossBlock, LayerNorm, make_block, run_blocks
+from vjepa_jax.models.blocks import CrossBlock, LayerNorm, TargetBlock, make_block, run_blocks
 from vjepa_jax.models.dense import weight_init
 from vjepa_jax.models.variants import encoder_size, feature_dim, predictor_levels, predictor_size
 from vjepa_jax.models.vit import IMAGE, ROPE_MODES, SINCOS_AXES, VIDEO, modality_init
@@ -95,7 +95,8 @@ class Predictor(nn.Module):
         return rope_tables(ids_BN, grid, predictor_size(self.model).head_dim, ROPE_MODES[self.model.position])
 
     def _joint(self, context_BCE, queries_BME, context_ids, target_ids, grid, context_valid, target_valid, groups):
-        """Self-attention over context and mask tokens together."""
+        """Self-attention over context and mask tokens together. What nobody asks for, the context after the last block,
+        is not computed."""
         contexts, targets, _ = zip(*groups, strict=True)
 
         def interleave(of_context, of_targets):  # context and targets of one group, then of the next
@@ -105,8 +106,11 @@ class Predictor(nn.Module):
         x_BNE = nn.with_logical_constraint(interleave(context_BCE, queries_BME), TOKENS)
         rope = self._rope(interleave(context_ids, target_ids), grid)
         valid_BN = None if context_valid is None else interleave(context_valid, target_valid)
-        segments = tuple((c + m, c + m) for c, m, _ in groups)
-        block = make_block(predictor_size(self.model), self.model, segments=segments, float8=self.float8)
+        make = functools.partial(make_block, predictor_size(self.model), self.model, float8=self.float8)
+        block = make(segments=tuple((c + m, c + m) for c, m, _ in groups))
+        if not self.model.predictor.predict_context:
+            last = make(TargetBlock, segments=tuple((m, c + m) for c, m, _ in groups))
+            return context_BCE, *run_blocks(self, block, self.model, x_BNE, rope, valid_BN, last=last)
         (x_BNE,) = run_blocks(self, block, self.model, x_BNE, rope, valid_BN)
         parts = split_tokens(x_BNE, tuple(n for c, m, _ in groups for n in (c, m)))
         return join_tokens(parts[::2]), join_tokens(parts[1::2])
@@ -132,6 +136,8 @@ def predictor_flops(model: ModelConfig, context: int, target: int) -> float:
     ends = mixing + 2.0 * c * (width if levels > 1 else d) * e
     ends += 2.0 * (m + (c if model.predictor.predict_context else 0)) * e * feature_dim(model)
     if model.predictor.kind == "joint":
-        return size.forward_flops(c + m) + ends
+        unasked = 0 if model.predictor.predict_context else c  # after the last block
+        attention = 2 * e * e + 4 * (c + m) * e  # of a token, after keys and values
+        return size.forward_flops(c + m) - unasked * (attention + 2 * size.mlp_linears * e * size.mlp_dim) + ends
     attention = 4 * m * e * e + 4 * c * e * e + 4 * m * c * e
     return size.depth * (attention + 2.0 * size.mlp_linears * m * e * size.mlp_dim) + ends
