@@ -329,8 +329,13 @@ def _keys_kernel(block, queries, keys, blocks, q_ref, k_ref, v_ref, dy_ref, log_
         dk, dv = carry
         q, dy = rows.load(q_ref), rows.load(dy_ref)
         weights = exp2(dot(k, q.T) - rows.load(log_sum_ref, _UNSEEN)[None, :])  # keys x queries
-        dv = dv + dot(weights.astype(dy.dtype), dy)
-        d_scores = weights * (dot(v, dy.T) - rows.load(mean_ref)[None, :])
+        if k.shape[-1] < 64:  # this product first: it needs no exponentials, and runs while they are taken
+            d_weights = dot(v, dy.T)
+            dv = dv + dot(weights.astype(dy.dtype), dy)
+        else:  # there are no registers for that
+            dv = dv + dot(weights.astype(dy.dtype), dy)
+            d_weights = dot(v, dy.T)
+        d_scores = weights * (d_weights - rows.load(mean_ref)[None, :])
         return dk + dot(d_scores.astype(q.dtype), q), dv
 
     zeros = jnp.zeros(k.shape, jnp.float32)
