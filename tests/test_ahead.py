@@ -18,7 +18,7 @@ from vjepa_jax.models.variants import encoder_size, predictor_size
 from vjepa_jax.parallel import partitioning
 from vjepa_jax.parallel.chips import GIB
 from vjepa_jax.parallel.compile import Topology
-from vjepa_jax.train import jit_step, prepare
+from vjepa_jax.prepare import jit_step, prepare
 from vjepa_jax.training.step import MODEL_KEYS
 
 needs_libtpu = pytest.mark.skipif(

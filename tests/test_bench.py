@@ -8,7 +8,7 @@ import pytest
 from vjepa_jax import ahead, bench, bench_step, cli
 from vjepa_jax.config import from_config_dict
 from vjepa_jax.parallel import partitioning
-from vjepa_jax.train import prepare
+from vjepa_jax.prepare import prepare
 
 
 def test_predictors_side_by_side(capsys):

@@ -20,7 +20,7 @@ LEVELS = (
     ("training",),
     ("encoder",),
     ("evals", "streaming", "planning"),
-    ("starting",),
+    ("starting", "prepare"),
     ("train",),
     ("stages", "dryrun", "bench"),
     ("ahead",),

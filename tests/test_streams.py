@@ -11,9 +11,9 @@ import pytest
 from data_pipelines import pipeline
 from vjepa_jax import config as config_lib
 from vjepa_jax import config_file, dryrun, objectives
-from vjepa_jax import train as train_lib
 from vjepa_jax.config import ConfigError
 from vjepa_jax.parallel import partitioning
+from vjepa_jax.prepare import prepare
 from vjepa_jax.training.step import MODEL_KEYS, make_train_step
 
 
@@ -94,12 +94,12 @@ def test_all_streams_are_one_program_of_fixed_shapes(config):
     batches = [{key: batch[key] for key in MODEL_KEYS} for batch in close(pipeline.train_batches(run), 3)]
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), batch) for batch in batches]
     assert shapes[0] == shapes[1] == shapes[2]
-    setup = train_lib.prepare(run)
+    setup = prepare(run)
     step = make_train_step(setup.objective, setup.optimizer, run)
     state, metrics = jax.eval_shape(step, setup.abstract, batches[0])
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, setup.abstract)
     assert {"videos/loss", "long/loss", "long/loss/group1", "large/loss"} <= metrics.keys()
-    alone = [train_lib.prepare(stream).step_flops for stream in run.stream_runs.values()]
+    alone = [prepare(stream).step_flops for stream in run.stream_runs.values()]
     assert setup.step_flops == pytest.approx(sum(alone) + setup.clip_flops * run.batch_size)
     plan = dryrun.format_plan([dryrun.describe("", run, dryrun.Machine(8))])
     assert "long a step" in plan and "large a step" in plan

@@ -28,7 +28,7 @@ from vjepa_jax.parallel.chips import GIB
 from vjepa_jax.parallel.collectives import Collective, read_collectives
 from vjepa_jax.parallel.compile import Outcome, Topology, compile_program
 from vjepa_jax.parallel.roofline import roofline, traffic
-from vjepa_jax.train import Setup, jit_step, prepare
+from vjepa_jax.prepare import Setup, jit_step, prepare
 from vjepa_jax.training.state import abstract_state
 
 REMATS = ("none", "dots", "full")

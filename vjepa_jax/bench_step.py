@@ -20,7 +20,7 @@ from vjepa_jax.config import RunConfig
 from vjepa_jax.parallel import partitioning, profiling
 from vjepa_jax.parallel.chips import GIB, peak_flops
 from vjepa_jax.parallel.compile import memory_parts
-from vjepa_jax.train import Setup, prepare
+from vjepa_jax.prepare import Setup, prepare
 from vjepa_jax.training.state import fresh_state
 
 WARM_UP, BATCHES, PROFILED = 3, 4, 3

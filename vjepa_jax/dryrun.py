@@ -18,7 +18,7 @@ from vjepa_jax.models.family import align
 from vjepa_jax.models.variants import ViTSize, encoder_size, predictor_size
 from vjepa_jax.parallel import partitioning
 from vjepa_jax.parallel.chips import GIB, Machine
-from vjepa_jax.train import Setup, prepare
+from vjepa_jax.prepare import Setup, prepare
 from vjepa_jax.training.state import num_parameters
 
 

@@ -14,6 +14,7 @@ from vjepa_jax import train as train_lib
 from vjepa_jax.config import ConfigError, RunConfig
 from vjepa_jax.config_stages import stage_folder
 from vjepa_jax.encoder import CONFIG_FILE
+from vjepa_jax.prepare import open_mesh_and_data, prepare
 from vjepa_jax.training.checkpoint import FOLDER, Checkpoints
 
 
@@ -86,8 +87,8 @@ def _check_ladder(stages: list[tuple[str, RunConfig]], folders: list[pathlib.Pat
     for (name, run), folder in zip(stages, folders, strict=True):
         try:
             train_lib.check_folder(folder, run)
-            setup = train_lib.prepare(run)
-            train_lib.open_mesh_and_data(run, setup)
+            setup = prepare(run)
+            open_mesh_and_data(run, setup)
         except ConfigError as error:
             raise ConfigError(f"stage {name!r}: {error}") from error
         shapes = jax.tree.map(lambda x: x.shape, (setup.abstract["params"], setup.abstract["aux"]))

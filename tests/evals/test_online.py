@@ -11,6 +11,7 @@ from vjepa_jax import train as train_lib
 from vjepa_jax.config import ConfigError
 from vjepa_jax.config_eval import OnlineConfig
 from vjepa_jax.evals import suite, transfer
+from vjepa_jax.prepare import prepare
 from vjepa_jax.training import metrics as metrics_lib
 
 TINY = {"train": 24, "test": 16, "shifts": ("noise",), "probes": ("knn",), "seeds": 1, "batch_size": 8}
@@ -74,7 +75,7 @@ def test_mistakes_are_found_before_training(tiny_config):
         ({"transfer": {"settings": {"train": "a"}}}, "eval.online.transfer.train='a' must be of type int"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train_lib.prepare(run_of(tiny_config, **online))
+            prepare(run_of(tiny_config, **online))
     for online, message in (
         ({"transfer": {"every": 3}}, "unknown config key eval.online.transfer.every; did you mean 'every_steps'"),
         ({"transfer": {"every_steps": 0}}, "eval.online.transfer: every_steps=0 must be at least 1"),

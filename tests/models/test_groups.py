@@ -10,7 +10,7 @@ import pytest
 from vjepa_jax.bench_step import made_up_stream
 from vjepa_jax.config import from_config_dict
 from vjepa_jax.objectives import create, vjepa2
-from vjepa_jax.train import prepare
+from vjepa_jax.prepare import prepare
 
 PREDICTOR = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 GROUPS = [

@@ -9,7 +9,7 @@ import pytest
 from vjepa_jax import config_file
 from vjepa_jax.models.variants import encoder_size, predictor_size
 from vjepa_jax.ops.attention import splash_blocks
-from vjepa_jax.train import prepare
+from vjepa_jax.prepare import prepare
 
 from .programs import equations
 

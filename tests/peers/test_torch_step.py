@@ -14,7 +14,7 @@ from vjepa_jax import bench_peer, cli, config_file
 from vjepa_jax.bench_step import made_up_stream
 from vjepa_jax.convert import hf
 from vjepa_jax.convert.weights import Weights
-from vjepa_jax.train import prepare
+from vjepa_jax.prepare import prepare
 from vjepa_jax.training.state import init_state
 from vjepa_jax.training.step import make_train_step
 
