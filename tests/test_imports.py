@@ -62,6 +62,7 @@ def test_imports_run_one_way(repo):
             if module.split(".")[0] == "data_pipelines":
                 assert room in (
                     "evals",
+                    "prepare",
                     "train",
                     "dryrun",
                     "bench",
